@@ -1,0 +1,1 @@
+"""What one trial does: scoring candidates without training, or distilling one of them."""
