@@ -1,12 +1,13 @@
 """What a student can be: Tune search spaces of architectures, each with its builder."""
 
-from spaces import resnet
+from spaces import nasbench201, resnet
 from spaces.errors import BadInput, unknown
 from spaces.space import Arch, Space, Task
 
 SPACES: dict[str, Space] = {
     "resnet": resnet.SPACE,
     "resnet-s1": resnet.S1,
+    "nasbench201": nasbench201.SPACE,
 }
 
 

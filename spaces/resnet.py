@@ -1,11 +1,12 @@
 """Residual networks for small images (He et al. 2016, arXiv:1512.03385, section 4.2)."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from ray import tune
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spaces.errors import unknown
 from spaces.space import Arch, Space, Task
 
 PARAM_SPACE = {
@@ -21,7 +22,9 @@ of the paper), or without parameters by subsampling and zero channels (option A)
 
 
 def build(arch: Arch, task: Task, shortcut: Shortcut = "conv") -> nn.Module:
-    """Network from images [B, C, H, W] to logits [B, K]."""
+    """Network from images [B, C, H, W] to logits [B, K]. Raises `BadInput` for another `shortcut`."""
+    if shortcut not in get_args(Shortcut):
+        raise unknown("shortcut", shortcut, get_args(Shortcut))
     depths = (arch["depth1"], arch["depth2"], arch["depth3"])
     return ResNet(depths, arch["width"], task, shortcut)
 
@@ -87,7 +90,9 @@ class ResNet(nn.Module):
 
 
 def _stage(inputs: int, outputs: int, depth: int, stride: int, shortcut: Shortcut) -> nn.Sequential:
-    blocks = [BasicBlock(inputs if i == 0 else outputs, outputs, stride if i == 0 else 1, shortcut) for i in range(depth)]
+    blocks = [
+        BasicBlock(inputs if i == 0 else outputs, outputs, stride if i == 0 else 1, shortcut) for i in range(depth)
+    ]
     return nn.Sequential(*blocks)
 
 

@@ -115,7 +115,9 @@ class Space:
         """Every architecture of a finite space, in a fixed order."""
         listed = [domains.values(domain) for domain in self.param_space.values()]
         if any(values is None for values in listed):
-            raise BadInput(f"space {self.name!r} has a continuous choice and cannot be listed")
+            raise BadInput(
+                f"space {self.name!r} cannot be listed: a choice is continuous or has over {domains.LISTED:,} values"
+            )
         for chosen in product(*(values for values in listed if values is not None)):
             yield dict(zip(self.param_space, chosen, strict=True))
 
@@ -162,8 +164,7 @@ def crossover(mother: Arch, father: Arch, rng: np.random.Generator) -> dict[str,
 
 def size(param_space: ParamSpace) -> float:
     """Number of points; infinite if a domain is continuous."""
-    counts = [domains.values(domain) for domain in param_space.values()]
-    return math.prod(math.inf if listed is None else len(listed) for listed in counts)
+    return math.prod(domains.count(domain) for domain in param_space.values())
 
 
 def encode(param_space: ParamSpace, params: Arch) -> np.ndarray:

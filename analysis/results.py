@@ -1,0 +1,242 @@
+"""The results of a run, loaded from its directory: no pickle is read, neither Ray nor torch is needed."""
+
+import html
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from analysis.errors import BadInput
+from analysis.ledger import Ledger, events, frames, ledger_file
+from analysis.schema import LAYOUT
+
+STATUSES = ("completed", "stopped", "failed", "running", "waiting")
+_TABLES = ("trials.parquet", "epochs.parquet")
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """What came out of one run, or of several side by side.
+
+    Args:
+        paths: the runs' directories.
+        name: of the run; of several, their names with commas.
+        trials: a row a trial; `analysis.schema` describes the columns.
+        epochs: a row a report.
+        stages: a row a stage: its objective, sampler, scheduler, budget, who was kept, wall seconds.
+        teachers: name, source, params, flops, seconds of training, metrics; and the run each belongs to.
+        seconds: wall time, without the pauses before resumptions; up to the last event where the run has not ended.
+        finished: whether the run (each of them) came to its end.
+        version: of the dux that ran it.
+        recipe: its name.
+    """
+
+    paths: tuple[Path, ...]
+    name: str
+    trials: pd.DataFrame
+    epochs: pd.DataFrame
+    stages: pd.DataFrame
+    teachers: tuple[Mapping[str, Any], ...]
+    seconds: float
+    finished: bool
+    version: str
+    recipe: str
+
+    @property
+    def path(self) -> Path:
+        """The run's directory; of several, the first."""
+        return self.paths[0]
+
+    @property
+    def teacher(self) -> Mapping[str, Any]:
+        """The teacher; of several, the first; empty where none was."""
+        return self.teachers[0] if self.teachers else {}
+
+    @property
+    def device_seconds(self) -> float:
+        """Device time of all trials and of training the teachers."""
+        return float(self.trials["seconds"].sum()) + sum(teacher.get("seconds") or 0.0 for teacher in self.teachers)
+
+    def stage_summary(self) -> pd.DataFrame:
+        """A row a stage: trials by status, different students, best objective and accuracy, seconds."""
+        keys = ["run", "stage"]
+        taught = self.trials[~self.trials["control"]]
+        alive = taught[taught["status"] != "failed"].groupby(keys)
+        counts = self.trials.groupby([*keys, "status"]).size().unstack(fill_value=0)
+        shown = self.stages[[*keys, "trial", "sampler", "scheduler"]].set_index(keys)
+        shown["trials"] = self.trials.groupby(keys).size()
+        shown[list(STATUSES)] = counts.reindex(columns=list(STATUSES), fill_value=0)
+        shown["students"] = taught.groupby(keys)["hash"].nunique()
+        numbers = ["trials", *STATUSES, "students"]
+        shown[numbers] = shown[numbers].fillna(0).astype("int64")
+        shown["objective"] = alive["objective"].max()
+        shown["valid_accuracy"] = alive["valid_accuracy"].max()
+        shown["device_seconds"] = self.trials.groupby(keys)["seconds"].sum()
+        return shown.reset_index()
+
+    def summary(self) -> str:
+        """A few lines: the run, its teacher, its stages."""
+        return "\n".join([*self._facts(), *self._stage_text()])
+
+    def _facts(self) -> list[str]:
+        state = "finished" if self.finished else "not finished"
+        lines = [f"{self.name or self.path.name}: {state}, {_number(self.seconds)} s, {len(self.trials)} trials"]
+        for teacher in self.teachers:
+            accuracy = (teacher.get("metrics") or {}).get("test_accuracy")
+            share = "" if accuracy is None else f", test accuracy {accuracy:.4f}"
+            size = "" if teacher.get("params") is None else f", {teacher['params']:,} parameters"
+            lines.append(f"teacher {teacher['name']} ({teacher.get('source', 'unknown')}{size}{share})")
+        return lines
+
+    def _stage_text(self) -> list[str]:
+        table = self.stage_summary()
+        return [] if table.empty else table.to_string(index=False, float_format=_number, na_rep="-").splitlines()
+
+    def _repr_html_(self) -> str:
+        facts = "".join(f"<div>{html.escape(line)}</div>" for line in self._facts())
+        return facts + self.stage_summary().to_html(index=False, float_format=_number, na_rep="-", escape=True)
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def write(run_dir: str | Path, trials: pd.DataFrame, epochs: pd.DataFrame, ledger_bytes: int) -> None:
+    """Write `trials.parquet` and `epochs.parquet`, each at once or not at all.
+
+    Args:
+        ledger_bytes: size of the ledger that the tables were made from; once it has grown they are stale.
+    """
+    for name, table in zip(_TABLES, (trials, epochs), strict=True):
+        arrow = pa.Table.from_pandas(table, preserve_index=False)
+        mark = {b"dux.ledger_bytes": str(ledger_bytes).encode(), b"dux.layout": str(LAYOUT).encode()}
+        arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), **mark})
+        file = Path(run_dir) / name
+        beside = file.with_name(f".{name}.{os.getpid()}.tmp")
+        try:
+            pq.write_table(arrow, beside)
+            os.replace(beside, file)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def write_tables(run_dir: str | Path) -> None:
+    """Write both tables anew from the run's ledger. Raises `BadInput` as `load` does."""
+    file = ledger_file(run_dir)
+    # Taken before reading: should the ledger grow meanwhile, the tables count as stale.
+    size = file.stat().st_size
+    write(file.parent, *frames(events(file)), ledger_bytes=size)
+
+
+def _stored(run_dir: Path, ledger_bytes: int) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """The tables that were written from a ledger of this size, if both were."""
+    tables = []
+    for name in _TABLES:
+        try:
+            table = pq.read_table(run_dir / name)
+        except (OSError, pa.ArrowInvalid):  # not there or cut off: the ledger has it all
+            return None
+        mark = table.schema.metadata or {}
+        if mark.get(b"dux.ledger_bytes") != str(ledger_bytes).encode():
+            return None
+        if mark.get(b"dux.layout") != str(LAYOUT).encode():
+            return None
+        tables.append(table.to_pandas())
+    return tables[0], tables[1]
+
+
+def load(run: str | Path) -> Results:
+    """The results of the run in this directory, finished or not; nothing is written.
+
+    Raises:
+        BadInput: not a run, a broken ledger, or one of a newer dux.
+    """
+    file = ledger_file(run)
+    tables = _stored(file.parent, file.stat().st_size)
+    if tables is None:
+        ledger = Ledger.of(events(file))
+        tables = ledger.tables()
+    else:
+        ledger = Ledger.of(events(file, header_only=True))
+    trials, epochs = tables
+    return Results(
+        paths=(file.parent,),
+        name=ledger.name,
+        trials=trials,
+        epochs=epochs,
+        stages=ledger.stage_table(),
+        teachers=tuple({**event, "run": ledger.name} for event in ledger.teachers.values()),
+        seconds=_wall_seconds(ledger, epochs),
+        finished=ledger.finished,
+        version=str(ledger.run.get("dux", "")),
+        recipe=str(ledger.run.get("recipe", "")),
+    )
+
+
+def _wall_seconds(ledger: Ledger, epochs: pd.DataFrame) -> float:
+    """From the start, and from each resumption, to the last event before the next one."""
+    times = np.sort(np.concatenate([ledger.times, epochs["time"].dropna()]))
+    starts = np.array(ledger.sessions)
+    # The last event before each start; after the last start, the last of all.
+    ends = [*np.searchsorted(times, starts[1:]) - 1, len(times) - 1]
+    spans = [float(times[end] - start) for start, end in zip(starts, ends, strict=True)] if len(starts) else []
+    if ledger.finished and ledger.seconds is not None and spans:
+        spans[-1] = float(ledger.seconds)
+    return sum(spans)
+
+
+def load_many(runs: Iterable[str | Path]) -> Results:
+    """Several runs as one: tables below each other, told apart by the column `run`.
+
+    Runs of one name are given the names of their directories.
+
+    Raises:
+        BadInput: no run, or one that `load` refuses.
+    """
+    loaded = [load(run) for run in runs]
+    if not loaded:
+        raise BadInput("load_many takes at least one run")
+    loaded = [_renamed(part, name) for part, name in zip(loaded, _distinct_names(loaded), strict=True)]
+    return Results(
+        paths=tuple(path for part in loaded for path in part.paths),
+        name=", ".join(part.name for part in loaded),
+        trials=_stacked([part.trials for part in loaded]),
+        epochs=_stacked([part.epochs for part in loaded]),
+        stages=_stacked([part.stages for part in loaded]),
+        teachers=tuple(teacher for part in loaded for teacher in part.teachers),
+        seconds=sum(part.seconds for part in loaded),
+        finished=all(part.finished for part in loaded),
+        version=", ".join(dict.fromkeys(part.version for part in loaded)),
+        recipe=", ".join(dict.fromkeys(part.recipe for part in loaded)),
+    )
+
+
+def _distinct_names(loaded: Sequence[Results]) -> list[str]:
+    for names in ([part.name for part in loaded], [part.path.resolve().name for part in loaded]):
+        if len(set(names)) == len(names) and all(names):
+            return names
+    return [f"{part.path.resolve().name} ({place})" for place, part in enumerate(loaded, 1)]
+
+
+def _renamed(part: Results, name: str) -> Results:
+    frames = {
+        table: getattr(part, table).assign(run=pd.Series([name] * len(getattr(part, table)), dtype="string"))
+        for table in ("trials", "epochs", "stages")
+    }
+    return replace(part, name=name, teachers=tuple({**one, "run": name} for one in part.teachers), **frames)
+
+
+def _stacked(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """Tables below each other. An empty one would turn the others' dtypes, so it only lends its columns."""
+    filled = [table for table in tables if len(table)] or tables[:1]
+    return pd.concat(filled, ignore_index=True)
+
+
+__all__ = ["Results", "events", "frames", "load", "load_many", "write", "write_tables"]

@@ -1,0 +1,136 @@
+"""The columns of the two tables of a run: a row a trial, and a row a report."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+from pandas.api import types
+
+Direction = Literal["higher", "lower", "none"]
+Role = Literal["identity", "cost", "result"]
+
+LAYOUT = 1
+"""Version of these columns; tables that were written with another one are computed anew from the ledger."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Args:
+        dtype: of pandas; the nullable ones where a value can be missing.
+        direction: which values are better; `none` where the question makes no sense.
+        role: `identity` names a trial, `cost` belongs to the student, `result` was measured and varies with the seed.
+    """
+
+    name: str
+    dtype: str
+    unit: str
+    direction: Direction
+    role: Role
+    meaning: str
+
+
+KEYS = (
+    Column("run", "string", "", "none", "identity", "name of the run"),
+    Column("stage", "string", "", "none", "identity", "name of the stage"),
+    Column("stage_index", "int64", "", "none", "identity", "position of the stage in the recipe"),
+    Column("number", "int64", "", "none", "identity", "number of the trial within its stage"),
+    Column(
+        "proposal", "int64", "", "none", "identity", "what was proposed; its trials differ in seed and control only"
+    ),
+    Column("seed", "int64", "", "none", "identity", "seed of the initial weights"),
+    Column("control", "bool", "", "none", "identity", "whether trained without the teacher"),
+    Column("hash", "string", "", "none", "identity", "canonical name of the architecture"),
+)
+METRICS = (
+    Column("objective", "float64", "", "higher", "result", "what the stage maximises"),
+    Column("train_loss", "float64", "", "lower", "result", "mean training objective of the epoch"),
+    Column("valid_accuracy", "float64", "share", "higher", "result", "share of validation images classified correctly"),
+    Column("test_accuracy", "float64", "share", "higher", "result", "share of test images classified correctly"),
+    Column(
+        "teacher_similarity", "float64", "share", "higher", "result", "likeness to the teacher on validation images"
+    ),
+    Column("agreement", "float64", "share", "higher", "result", "share of validation images given the teacher's class"),
+    Column("test_agreement", "float64", "share", "higher", "result", "share of test images given the teacher's class"),
+    Column("kl", "float64", "nats", "lower", "result", "divergence of the student's classes from the teacher's"),
+    Column("cka", "float64", "share", "higher", "result", "likeness of embeddings (centred kernel alignment)"),
+    Column("rdm", "float64", "correlation", "higher", "result", "likeness of the images' dissimilarity matrices"),
+    Column("student_seconds", "float64", "s", "lower", "result", "spent on the student's steps"),
+    Column("teacher_seconds", "float64", "s", "lower", "result", "spent on the teacher's outputs"),
+    Column("evaluate_seconds", "float64", "s", "lower", "result", "spent on evaluation"),
+    Column("teacher_passes", "Int64", "", "lower", "result", "epochs of the curriculum that the teacher was run over"),
+)
+TRIALS = (
+    *KEYS,
+    Column("parent", "Int64", "", "none", "identity", "number of the trial whose weights it started from"),
+    Column("start_epoch", "int64", "epochs", "none", "identity", "epochs that its parent had behind it"),
+    Column("status", "string", "", "none", "identity", "waiting, running, completed, stopped (early) or failed"),
+    Column("reason", "string", "", "none", "identity", "why it was stopped or failed"),
+    Column("arch", "string", "JSON", "none", "identity", "the architecture"),
+    Column("params", "Int64", "", "lower", "cost", "trainable parameters"),
+    Column("flops", "Int64", "", "lower", "cost", "operations of one image"),
+    Column("bytes", "Int64", "bytes", "lower", "cost", "size of the serialised weights"),
+    Column("latency_ms", "float64", "ms", "lower", "cost", "measured time of one forward pass"),
+    Column("epochs", "int64", "epochs", "none", "result", "last epoch reported, parents' epochs included"),
+    Column("seconds", "float64", "device-s", "lower", "result", "device time of the trial's own reports"),
+    Column("worker", "string", "", "none", "identity", "worker of the last report"),
+    Column("reasons", "string", "JSON", "none", "identity", "why scores are missing, by score"),
+    *METRICS,
+)
+EPOCHS = (
+    *KEYS,
+    Column("epoch", "int64", "epochs", "none", "identity", "epoch reported, from 1; 0 for scores"),
+    Column("time", "float64", "unix s", "none", "identity", "when it was reported"),
+    Column("seconds", "float64", "device-s", "lower", "result", "device time of this step"),
+    Column("worker", "string", "", "none", "identity", "worker that reported"),
+    *METRICS,
+)
+PREFIXES = (
+    Column("arch.<name>", "inferred", "", "none", "identity", "one choice of the architecture"),
+    Column("set.<name>", "inferred", "", "none", "identity", "one proposed hyperparameter of the training"),
+)
+
+# Last words of metric names of which less is better, for metrics that are not listed above.
+_LOWER_WORDS = frozenset({"loss", "error", "seconds", "ms", "bytes", "kl", "ece", "nll", "brier", "std"})
+_BY_NAME = {column.name: column for column in (*EPOCHS, *TRIALS)}
+
+
+def direction(name: str) -> Direction:
+    """Whether higher or lower values of a column are better. Unlisted metrics, such as scores: higher, unless they
+    end in loss, error, seconds, ..."""
+    if name in _BY_NAME:
+        return _BY_NAME[name].direction
+    if is_setting(name):
+        return "none"
+    return "lower" if name.rsplit("_", 1)[-1] in _LOWER_WORDS else "higher"
+
+
+def is_setting(name: str) -> bool:
+    """Whether a column holds a choice of the architecture or a proposed hyperparameter."""
+    return name.startswith(("arch.", "set."))
+
+
+def is_metric(name: str) -> bool:
+    """Whether a column holds something that was measured: a listed result, or any column that is not listed."""
+    return _BY_NAME[name].role == "result" if name in _BY_NAME else not is_setting(name)
+
+
+def is_score(name: str) -> bool:
+    """Whether a metric can only be a score without training: nothing that is listed, no time."""
+    return name not in _BY_NAME and not is_setting(name) and not name.endswith("_seconds")
+
+
+def number_columns(frame: pd.DataFrame) -> list[str]:
+    """The columns of a table that hold numbers."""
+    return [str(name) for name in frame.columns if types.is_numeric_dtype(frame[name])]
+
+
+def describe_columns() -> pd.DataFrame:
+    """Every listed column: table (trials, epochs), name, dtype, unit, direction, meaning."""
+    rows = [
+        (table, column.name, column.dtype, column.unit, column.direction, column.meaning)
+        for table, columns in (("trials", (*TRIALS, *PREFIXES)), ("epochs", EPOCHS))
+        for column in columns
+    ]
+    return pd.DataFrame(rows, columns=["table", "name", "dtype", "unit", "direction", "meaning"])

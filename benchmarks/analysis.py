@@ -1,0 +1,114 @@
+"""How long analysis takes on a large run, and how much memory.
+
+A run of 10,000 trials is written as a search writes it: scores of 9,000 students, and 1,000 students distilled for ten
+epochs with ASHA's rungs. Fresh processes then load it from its ledger and from its tables, rank it, and compute front
+and agreement. Last line: seconds (median of all steps together), peak_mb of such a process, trials.
+"""
+
+import argparse
+import importlib
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+# A script's own folder leads its path, and there this file has the name of the package: leave the folder out.
+sys.path[:] = [str(HERE.parent), *[entry for entry in sys.path if Path(entry).resolve() != HERE]]
+if __name__ == "analysis":  # a script beside this one asked for the package
+    del sys.modules["analysis"]
+    importlib.import_module("analysis")
+
+
+def ledger(trials: int, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """The events of a run in which a student's size, and its score, say something of its accuracy."""
+    rng = np.random.default_rng(seed)
+    scored, distilled = trials - trials // 10, trials // 10
+    yield {"event": "run", "schema": 1, "name": "large", "recipe": "large", "dux": "0"}
+    yield _stage("score", 1, "score", {"snip": 1.0, "diswot": 1.0}, "rank")
+    for number in range(scored):
+        yield _trial("score", number)
+        metrics = {name: rng.normal() + number / scored for name in ("snip", "diswot.semantic", "diswot.relation")}
+        yield {"event": "report", "stage": "score", "number": number, "epoch": 0, "seconds": 0.1, "metrics": metrics}
+        yield {"event": "end", "stage": "score", "number": number, "status": "completed"}
+    yield _stage("short", 2, "distill", {"valid_accuracy": 1.0}, "sum")
+    for number in range(distilled):
+        yield _trial("short", number)
+        last = int(rng.choice([1, 3, 10], p=[0.6, 0.2, 0.2]))
+        names = ("objective", "valid_accuracy", "teacher_similarity", "agreement", "kl", "cka", "rdm", "train_loss")
+        for epoch in range(1, last + 1):
+            value = (number / distilled + 0.1 * rng.normal()) * (1 - 0.5**epoch)
+            yield {"event": "report", "stage": "short", "number": number, "epoch": epoch, "time": float(number),
+                   "seconds": 1.0, "worker": "w0", "metrics": dict.fromkeys(names, value)}  # fmt: skip
+        status = "completed" if last == 10 else "stopped"
+        yield {"event": "end", "stage": "short", "number": number, "status": status}
+    yield {"event": "run_end", "seconds": 1000.0}
+
+
+def _stage(name: str, index: int, trial: str, objective: dict[str, float], combine: str) -> dict[str, Any]:
+    return {"event": "stage", "stage": name, "index": index, "trial": trial, "objective": objective, "combine": combine}
+
+
+def _trial(stage: str, number: int) -> dict[str, Any]:
+    arch = {"depth": number % 7, "width": 1 + number // 7, "kernel": 3}
+    cost = {"params": 1000 + number, "flops": 50_000 + 7 * number, "bytes": 4000 + 4 * number}
+    return {"event": "trial", "stage": stage, "number": number, "proposal": number, "seed": 0, "control": False,
+            "arch": arch, "hash": f"{number:016x}", "params": {"lr": 0.1}, "cost": cost}  # fmt: skip
+
+
+def measure(path: Path) -> dict[str, float]:
+    """Seconds of each step, in this process, and `peak_mb`."""
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, step: Callable[[], Any]) -> Any:
+        begin = time.perf_counter()
+        result = step()
+        seconds[name] = time.perf_counter() - begin
+        return result
+
+    dux = timed("import", lambda: importlib.import_module("analysis"))
+    timed("load from the ledger", lambda: dux.load(path))
+    timed("write the tables", lambda: dux.write_tables(path))
+    results = timed("load from the tables", lambda: dux.load(path))
+    ranked = timed("rank", lambda: dux.rank(results, where="params < 100000"))
+    timed("rank the scores", lambda: dux.rank_scores(results))
+    timed("front", lambda: dux.pareto(ranked, ["valid_accuracy", "params"]))
+    timed("agreement", lambda: dux.agreement(results))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {**seconds, "peak_mb": peak / (2**20 if sys.platform == "darwin" else 2**10)}
+
+
+def main() -> None:
+    """Print the table and the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one repetition instead of five")
+    parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure is not None:
+        print(json.dumps(measure(arguments.measure)))
+        return
+    found = []
+    for _ in range(1 if arguments.quick else 5):
+        with tempfile.TemporaryDirectory() as folder:
+            with (Path(folder) / "ledger.jsonl").open("w") as lines:
+                lines.writelines(json.dumps(event) + "\n" for event in ledger(arguments.trials))
+            command = [sys.executable, __file__, "--measure", folder]
+            found.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    medians = {name: statistics.median(one[name] for one in found) for name in found[0]}
+    for name, value in medians.items():
+        print(f"{name:<22}{value:10.3f}{'' if name == 'peak_mb' else ' s'}")
+    total = statistics.median(sum(value for name, value in one.items() if name != "peak_mb") for one in found)
+    print(json.dumps({"seconds": round(total, 3), "peak_mb": round(medians["peak_mb"], 1), "trials": arguments.trials}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Which candidates are within the limits, and what each costs."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from spaces import BadInput, Space, Task
+from spaces.seeding import generator
+from trainables import cost
+
+LISTABLE = 20_000  # spaces up to this size are searched through where drawing at random finds nothing
+
+
+class Feasible:
+    """The candidates of a space that are within the limits.
+
+    Args:
+        limits: the most of each of `params`, `flops`, `bytes`, `latency_ms`.
+    """
+
+    def __init__(self, space: Space, task: Task, limits: Mapping[str, float], device: str = "cpu") -> None:
+        self.space, self.task, self.limits, self.device = space, task, dict(limits), device
+        # Latency is measured only where it is limited: everything else is counted without running a network.
+        self.wanted = ("params", "flops", "bytes", *(["latency_ms"] if "latency_ms" in self.limits else []))
+        self._costs: dict[str, Mapping[str, float]] = {}
+
+    def cost(self, arch: Mapping[str, Any]) -> Mapping[str, float]:
+        """What a candidate costs; measured once."""
+        name = self.space.hash(arch)
+        if name not in self._costs:
+            self._costs[name] = cost.measure(self.space, arch, self.task, self.wanted, self.device)
+        return self._costs[name]
+
+    def meets(self, found: Mapping[str, float]) -> bool:
+        """Whether a cost is within every limit."""
+        return all(found[name] <= limit for name, limit in self.limits.items())
+
+    def draw(self, rng: np.random.Generator) -> dict[str, Any]:
+        """A candidate within the limits, uniformly if such ones are not too rare.
+
+        Raises:
+            BadInput: none was found, with the smallest candidate that was.
+        """
+        arch: dict[str, Any] = {}
+        for _ in range(100):
+            arch = self.space.sample(rng)
+            if self.meets(self.cost(arch)):
+                return arch
+        return self._descend(arch)
+
+    def listed(self) -> Iterator[dict[str, Any]]:
+        """All candidates within the limits, where the space is small enough to look through; else none."""
+        if self.space.size() <= LISTABLE:
+            yield from (arch for arch in self.space.all() if self.meets(self.cost(arch)))
+
+    def check(self) -> None:
+        """Raises `BadInput` if no candidate within the limits can be found."""
+        self.draw(generator("feasible", self.space.fingerprint()))
+
+    def share(self, samples: int = 100) -> float:
+        """Estimated share of the space that is within the limits."""
+        if not self.limits:
+            return 1.0
+        rng = generator("share", self.space.fingerprint())
+        return sum(self.meets(self.cost(self.space.sample(rng))) for _ in range(samples)) / samples
+
+    def _excess(self, arch: Mapping[str, Any]) -> float:
+        """The worst ratio of cost to limit."""
+        found = self.cost(arch)
+        return max(found[name] / limit for name, limit in self.limits.items())
+
+    def _descend(self, start: dict[str, Any]) -> dict[str, Any]:
+        """From a candidate to ever cheaper neighbours, until one is within the limits."""
+        at = start
+        while self._excess(at) > 1:
+            cheapest = min(self.space.neighbours(at), key=self._excess, default=at)
+            if self._excess(cheapest) >= self._excess(at):
+                raise BadInput(self._nothing_meets(at))
+            at = cheapest
+        return at
+
+    def _nothing_meets(self, smallest: Mapping[str, Any]) -> str:
+        limits = ", ".join(f"{name} <= {limit:,g}" for name, limit in self.limits.items())
+        cost = self.cost(smallest)
+        least = ", ".join(f"{name} {cost[name]:,.6g}" for name in self.limits)
+        choices = ", ".join(f"{name}={value}" for name, value in smallest.items())
+        return (
+            f"no candidate of space {self.space.name!r} is within {limits}; the smallest found has {least}: {choices}"
+        )

@@ -1,0 +1,89 @@
+"""What a recipe would do: for `dux run --dry-run`."""
+
+import math
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Group, RenderableType
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.pipeline import Search, data_config
+from orchestrator.recipe import Recipe, StageSpec
+from orchestrator.schedulers import rungs
+from spaces.seeding import generator
+from trainables.trial import StageContext
+
+SAMPLE = 100  # candidates from which shares and means are estimated
+SCORE_COST = 3.0  # forward-backward passes of one batch, for a score; measured, see benchmarks/
+
+
+def plan(recipe: Recipe) -> RenderableType:
+    """The resolved recipe, the size of the space, how much of it is within the limits, and what the stages would cost."""
+    search = Search.prepare(recipe)
+    size, share = search.space.size(), search.feasible.share(SAMPLE)
+    limits = ", ".join(f"{name} <= {limit:,g}" for name, limit in recipe.limits.given().items()) or "no limits"
+    lines = [
+        f"data {data_config(recipe).dataset}: {len(search.data.train):,} training, {len(search.data.valid):,} validation, "
+        f"{len(search.data.test):,} test images of {search.data.task.image_size} pixels, {len(search.data.classes)} classes",
+        f"space {search.space.name}: {size:,.0f} candidates; within {limits}: about {share * size:,.0f} "
+        f"({share:.0%} of {SAMPLE} drawn)",
+    ]
+    rate, flops = _speed(search)
+    table = Table("stage", "trials", "epochs at most", "estimated device-seconds")
+    total = 0.0
+    carried: int | None = None
+    for stage in recipe.stages:
+        trials = _proposals(stage, carried) * stage.seeds * (2 if stage.control else 1)
+        seconds = _images(search, stage, trials) * 3 * flops / rate
+        total += seconds
+        table.add_row(stage.name, f"{trials:,}", str(stage.epochs or "-"), f"{seconds:,.0f}")
+        carried = stage.keep
+    lines.append(f"a mean candidate has {flops:,.0f} FLOPs and trains here at {rate / 1e9:.2f} GFLOPs a second")
+    note = (
+        f"about {total:,.0f} device-seconds, besides the teacher's training, its outputs and start-up; nothing was run"
+    )
+    return Group(Syntax(recipe.to_yaml(), "yaml"), *map(Text, lines), table, Text(note))
+
+
+def _proposals(stage: StageSpec, carried: int | None) -> int:
+    if stage.scheduler.name == "pbt":
+        settings = {**{"population": 8, "interval": 2}, **stage.scheduler.settings}
+        return int(settings["population"] * math.ceil((stage.epochs or 0) / settings["interval"]))
+    return stage.trials or carried or 1
+
+
+def _images(search: Search, stage: StageSpec, trials: int) -> float:
+    """Images that a stage's students learn from, or are scored on."""
+    if stage.trial == "score":
+        return trials * SCORE_COST * stage.score_batch * len(stage.scores or ()) / 3
+    epochs: float = stage.epochs or 0
+    if stage.scheduler.name == "pbt":
+        epochs = stage.scheduler.settings.get("interval", 2)
+    if stage.scheduler.name == "asha":
+        factor = stage.scheduler.settings.get("reduction_factor", 3)
+        reached = [*rungs(stage.scheduler.settings.get("min_epochs", 1), factor, int(epochs)), epochs]
+        steps = [b - a for a, b in zip([0.0, *reached], reached, strict=False)]
+        epochs = sum(step / factor**k for k, step in enumerate(steps))
+    return trials * epochs * len(search.data.train)
+
+
+def _speed(search: Search) -> tuple[float, float]:
+    """FLOPs a second in training one candidate here (a few steps are timed), and the FLOPs of a mean candidate."""
+    rng = generator("plan", search.recipe.seed)
+    fixed = search.recipe.student
+    archs = [fixed] if fixed else [search.feasible.draw(rng) for _ in range(SAMPLE // 4)]
+    mean = sum(search.feasible.cost(arch)["flops"] for arch in archs) / len(archs)
+    context = StageContext(search.data, search.space, None, 0, Path(), gpu=search.recipe.resources.gpu > 0)
+    student = context.student(archs[0], 0).to(context.device)
+    task = search.data.task
+    batch = torch.rand(min(64, len(search.data.train)), task.channels, task.image_size, task.image_size)
+    batch = batch.to(context.device)
+    took = math.inf
+    for _ in range(4):
+        started = time.perf_counter()
+        student(batch).sum().backward()
+        took = min(took, time.perf_counter() - started)
+    return 3 * search.feasible.cost(archs[0])["flops"] * len(batch) / took, mean

@@ -1,0 +1,185 @@
+"""Where a stage's proposals come from: a search of the space, the survivors of the stage before, or a population."""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import optuna
+
+from orchestrator import samplers
+from orchestrator.book import Book, Proposal
+from orchestrator.feasible import Feasible
+from orchestrator.recipe import StageSpec, domains_in
+from orchestrator.samplers.distributions import decode, distributions, encode
+from orchestrator.schedulers import Population
+from spaces import Space
+from spaces.domains import ParamSpace
+from spaces.seeding import derive_seed, generator
+from spaces.space import sample
+
+ATTEMPTS = 50  # asks of the sampler for a new feasible candidate before one is drawn at random
+State = optuna.trial.TrialState
+
+
+class SearchProposer:
+    """Asks an Optuna sampler for points of the space and of the stage's hyperparameters.
+
+    A suggestion is a function of (seed, number of the proposal, book): each ask has a sampler of its own, seeded for
+    it, and a study made from the book. A candidate over a limit, or known already, is never handed out.
+
+    Args:
+        candidates: survivors of the stage before, to take in turn instead of searching the space. What the stage
+            before has found for a hyperparameter stays.
+    """
+
+    waits = False
+
+    def __init__(
+        self,
+        stage: StageSpec,
+        space: Space,
+        feasible: Feasible,
+        seed: int,
+        candidates: Sequence[Proposal] | None = None,
+    ) -> None:
+        self.stage, self.space, self.feasible, self.seed = stage, space, feasible, seed
+        self.candidates = candidates
+        self.hyper: ParamSpace = domains_in(stage.settings()) if stage.trial == "distill" else {}
+        self.param_space: ParamSpace = {**space.param_space, **self.hyper}
+        self.total = stage.trials or (len(candidates) if candidates is not None else 1)
+
+    def propose(self, book: Book) -> Proposal | None:
+        number = len(book.proposals)
+        if number >= self.total:
+            return None
+        fixed = self._fixed(number)
+        if len(fixed) == len(self.param_space):
+            return self._new(fixed, book)
+        try:
+            for attempt in range(ATTEMPTS):
+                found = self._new(self._ask(book, number, attempt, fixed), book)
+                if found is not None:
+                    return found
+        except samplers.Exhausted:
+            pass  # the grid's end; points that were passed over may be left
+        return self._drawn(book, number, fixed)
+
+    def _fixed(self, number: int) -> dict[str, Any]:
+        """What is not searched: all that is known of a survivor."""
+        if self.candidates is None:
+            return {}
+        survivor = self.candidates[number % len(self.candidates)]
+        found = {name: value for name, value in survivor.params.items() if name in self.hyper}
+        return {**survivor.arch, **found}
+
+    def _new(self, params: Mapping[str, Any], book: Book) -> Proposal | None:
+        """The proposal of a point; None if it is over a limit or known."""
+        arch = {name: params[name] for name in self.space.param_space}
+        cost = self.feasible.cost(arch)
+        if not self.feasible.meets(cost):
+            return None
+        hyper = {name: params[name] for name in self.hyper}
+        proposal = Proposal(arch, self.space.hash(arch), cost, hyper, until=self.stage.epochs or 0)
+        return None if proposal.key in book.keys else proposal
+
+    def _drawn(self, book: Book, number: int, fixed: Mapping[str, Any]) -> Proposal | None:
+        """A new feasible point at random, or None where no new one is left."""
+        for attempt in range(4 * ATTEMPTS):
+            rng = generator(self.seed, self.stage.name, "drawn", number, attempt)
+            arch = {} if fixed else self.feasible.draw(rng)
+            found = self._new({**sample(self.hyper, rng), **arch, **fixed}, book)
+            if found is not None:
+                return found
+        if not fixed:
+            rng = generator(self.seed, self.stage.name, "listed", number)
+            for arch in self.feasible.listed():
+                found = self._new({**arch, **sample(self.hyper, rng)}, book)
+                if found is not None:
+                    return found
+        return None
+
+    def _ask(self, book: Book, number: int, attempt: int, fixed: Mapping[str, Any]) -> dict[str, Any]:
+        settings = {"order_seed": derive_seed(self.seed, self.stage.name), **self.stage.sampler.settings}
+        seed = derive_seed(self.seed, self.stage.name, number, attempt)
+        sampler = samplers.make(self.stage.sampler.name, self.param_space, seed, settings, number=number + attempt)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            if fixed:
+                known = {name: domain for name, domain in self.param_space.items() if name in fixed}
+                sampler = optuna.samplers.PartialFixedSampler(encode(known, fixed), sampler)
+            trial = self._study(book, sampler).ask(distributions(self.param_space))
+        return decode(self.param_space, trial.params)
+
+    def _study(self, book: Book, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
+        """What the book holds, as Optuna sees it."""
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        directions = ["maximize"] * max(1, len(self.stage.pareto))
+        study = optuna.create_study(directions=directions, sampler=sampler)
+        study.add_trials([self._frozen(book, p) for p in range(len(book.proposals))])
+        return study
+
+    def _frozen(self, book: Book, p: int) -> optuna.trial.FrozenTrial:
+        """A proposal as Optuna sees it: failed, pruned (with its curve), running, or complete with its value."""
+        proposal, status, value = book.proposals[p], book.status(p), book.value(p)
+        states = {"failed": State.FAIL, "stopped": State.PRUNED, "completed": State.COMPLETE}
+        state = states.get(status, State.RUNNING)
+        if value is None and state != State.RUNNING:
+            state = State.FAIL
+        if state == State.PRUNED and (self.stage.sampler.name not in PRUNING_SAMPLERS or self.stage.pareto):
+            state = State.COMPLETE  # at its fidelity: otherwise the sampler would learn from the survivors alone
+        curve = {
+            r["epoch"]: r["metrics"]["objective"] for r in book.taught(p)[0].reports if "objective" in r["metrics"]
+        }
+        return optuna.trial.create_trial(
+            state=state,
+            values=(book.pareto_values(p) or [value]) if state == State.COMPLETE else None,
+            params=encode(self.param_space, {**proposal.arch, **proposal.params}),
+            distributions=distributions(self.param_space),
+            intermediate_values={} if self.stage.pareto else curve,
+        )
+
+
+# Samplers that know what a pruned trial's curve means; the others would pass pruned trials over.
+PRUNING_SAMPLERS = ("tpe",)
+
+
+class PopulationProposer:
+    """Population based training of a fixed student: members train in segments and copy each other (arXiv:1711.09846).
+
+    A segment is a trial of `interval` epochs that starts from the checkpoint of a segment before it. All members end
+    a segment before the next one is proposed, so that who copies whom does not depend on which worker was quicker.
+    """
+
+    waits = True
+
+    def __init__(self, stage: StageSpec, student: Proposal, seed: int) -> None:
+        assert stage.epochs is not None
+        self.student, self.epochs = student, stage.epochs
+        hyper = domains_in(stage.settings())
+        self.population = Population(hyper, derive_seed(seed, stage.name), **stage.scheduler.settings)
+
+    @property
+    def total(self) -> int:
+        """Segments of all members."""
+        return self.population.population * math.ceil(self.epochs / self.population.interval)
+
+    def propose(self, book: Book) -> Proposal | None:
+        number, members = len(book.proposals), self.population.population
+        generation, member = divmod(number, members)
+        start = generation * self.population.interval
+        if start >= self.epochs:
+            return None
+        until = min(start + self.population.interval, self.epochs)
+        if generation == 0:
+            return replace(self.student, params=self.population.first(member), until=until)
+        before = range((generation - 1) * members, generation * members)
+        if not all(trial.done for p in before for trial in book.taught(p)):
+            return None
+        standing = {p % members: (start, book.value(p) or math.nan, book.proposals[p].params) for p in before}
+        donor, params = self.population.next(member, start, standing)
+        parent = book.taught(before[donor])[0]
+        if parent.status == "failed":
+            return None  # and so has everybody else: there is nobody to copy
+        return replace(self.student, params=params, parent=parent.number, start_epoch=start, until=until)

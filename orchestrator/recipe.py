@@ -1,0 +1,337 @@
+"""The recipe of a search: what is fixed, what is searched, and the stages in order. Read from YAML or made in Python."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from spaces.domains import from_config, is_domain_config
+from spaces.errors import BadInput, unknown
+
+RECIPES = Path(__file__).parent / "recipes"
+TUNABLE = ("losses", "optimizer", "batch_size")  # what may hold domains
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskSpec(_Model):
+    """The images (see `trainables.data`)."""
+
+    dataset: str
+    path: str | None = None
+    image_size: int | None = Field(None, ge=4)
+    subset: int | None = Field(None, ge=2)  # training images
+    valid: int | None = Field(None, ge=2)  # validation images
+    valid_fraction: float | None = Field(None, gt=0, lt=1)
+    test_subset: int | None = Field(None, ge=2)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    download: bool = True
+    seed: int = 0
+
+
+class TeacherSpec(_Model):
+    """The teacher (see `trainables.teachers`): one of space, timm, torchvision; weights from one place."""
+
+    space: str | None = None
+    arch: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    timm: str | None = None
+    torchvision: str | None = None
+    weights: str | None = None
+    train_epochs: int = Field(0, ge=0)
+    random: bool = False
+    pretrained: bool = False
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    seed: int = 0
+
+
+class SpaceSpec(_Model):
+    """A student space by name, with some choices replaced and builder options set."""
+
+    name: str
+    choices: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+
+
+class Limits(_Model):
+    """What a student may cost at most."""
+
+    params: float | None = Field(None, gt=0)
+    flops: float | None = Field(None, gt=0)
+    bytes: float | None = Field(None, gt=0)
+    latency_ms: float | None = Field(None, gt=0)
+
+    def given(self) -> dict[str, float]:
+        """The limits that are set."""
+        return {name: value for name, value in self.model_dump().items() if value is not None}
+
+
+class Resources(_Model):
+    """What one trial takes; fractions of a GPU let several trials share it."""
+
+    cpu: float = Field(1, gt=0)
+    gpu: float = Field(0, ge=0)
+
+
+def _named(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Named(BaseModel):
+    """A method by name, with its settings: `tpe`, or `{name: evolution, population: 30}`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything but the name."""
+        return dict(self.model_extra or {})
+
+
+Method = Annotated[Named, BeforeValidator(_named)]
+
+
+class StageSpec(_Model):
+    """One stage: one Tune experiment.
+
+    Omitted `losses`, `optimizer`, `batch_size` and `augment` are those of the distillation stage before.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    trial: Literal["score", "distill"]
+    trials: int | None = Field(None, ge=1)  # proposals; default: every candidate once
+    keep: int | None = Field(None, ge=1)  # how many go on to the next stage
+    sampler: Method = Named(name="random")
+    scheduler: Method = Named(name="none")
+    objective: dict[str, float] | None = None  # weights of metrics, or of scores
+    pareto: list[str] = []  # several objectives at once: columns whose trade-offs the sampler searches
+    seeds: int = Field(1, ge=1)
+    # Scoring
+    scores: dict[str, dict[str, Any]] | None = None
+    score_batch: int = Field(64, ge=2)
+    # Distillation
+    epochs: int | None = Field(None, ge=1)
+    control: bool = False  # train the same students without the teacher too
+    losses: dict[str, Any] | None = None
+    optimizer: dict[str, Any] | None = None
+    batch_size: Any = None
+    augment: dict[str, Any] | None = None
+
+    @field_validator("scores", mode="before")
+    @classmethod
+    def _listed_scores(cls, value: object) -> object:
+        """A list of names, some with settings, as a mapping."""
+        if not isinstance(value, list):
+            return value
+        entries = [{entry: {}} if isinstance(entry, str) else entry for entry in value]
+        if not all(isinstance(entry, dict) and len(entry) == 1 for entry in entries):
+            raise ValueError("a score is a name, or a name with its settings")
+        return {name: settings or {} for entry in entries for name, settings in entry.items()}
+
+    @model_validator(mode="after")
+    def _kinds(self) -> "StageSpec":
+        distilling = {"epochs", "control", "losses", "optimizer", "batch_size", "augment", "scheduler"}
+        wrong = {"score": distilling, "distill": {"scores", "score_batch"}}[self.trial] & self.model_fields_set
+        if wrong:
+            raise ValueError(f"stage {self.name!r}: a {self.trial} stage takes no {', '.join(sorted(wrong))}")
+        if self.trial == "score" and not self.scores:
+            raise ValueError(f"stage {self.name!r}: a score stage needs scores")
+        if self.trial == "distill" and self.epochs is None:
+            raise ValueError(f"stage {self.name!r}: a distill stage needs epochs")
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """Losses, optimiser, batch size and augmentation; domains where something is searched."""
+        return {
+            "losses": self.losses,
+            "optimizer": self.optimizer,
+            "batch_size": self.batch_size,
+            "augment": self.augment,
+        }
+
+
+DEFAULTS: dict[str, Any] = {
+    "losses": {"cross_entropy": 0.1, "kd": {"weight": 0.9, "temperature": 4.0}},
+    "optimizer": {},
+    "batch_size": 64,
+    "augment": {},
+}
+
+
+class Recipe(_Model):
+    """A whole search. `Recipe.load` reads one; unknown keys are refused."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    task: TaskSpec
+    teacher: TeacherSpec | None = None
+    space: SpaceSpec
+    student: dict[str, Any] | None = None  # a fixed student: only its distillation is searched
+    limits: Limits = Limits()
+    seed: int = 0
+    resources: Resources = Resources()
+    workers: int | None = Field(None, ge=1)  # trials at once; default: as many as the resources allow
+    teacher_cache_gb: float = Field(2.0, ge=0)
+    stages: list[StageSpec] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, raw: Any) -> Any:
+        """Give each distillation stage the settings that it omits."""
+        if not isinstance(raw, dict) or not isinstance(raw.get("stages"), list):
+            return raw
+        inherited = DEFAULTS if raw.get("teacher") else {**DEFAULTS, "losses": {"cross_entropy": 1.0}}
+        stages: list[Any] = []
+        for stage in raw["stages"]:
+            if isinstance(stage, dict) and stage.get("trial") == "distill":
+                own = {key: value for key, value in stage.items() if value is not None}
+                stage = {**stage, **{key: own.get(key, value) for key, value in inherited.items()}}
+                inherited = {key: stage[key] for key in DEFAULTS}
+            stages.append(stage)
+        return {**raw, "stages": stages}
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Recipe":
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two stages have one name: {', '.join(names)}")
+        for stage in self.stages[:-1]:
+            if stage.keep is None:
+                raise ValueError(f"stage {stage.name!r}: keep says how many go on to the next stage; it is missing")
+        return self
+
+    @classmethod
+    def load(cls, source: str | Path, overrides: Mapping[str, Any] | None = None) -> "Recipe":
+        """A recipe by name (see `dux list recipes`) or from a YAML file, with `overrides` by dotted path.
+
+        Raises:
+            BadInput: no such recipe, no YAML, an unknown key, or a value that does not fit.
+        """
+        path = RECIPES / f"{source}.yaml"
+        if not re.fullmatch(r"[\w.-]+", str(source)) or not path.exists():
+            path = Path(source)
+            if not path.is_file():
+                raise unknown("recipe", source, recipe_names())
+        try:
+            raw = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+            raise BadInput(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(raw, dict):
+            raise BadInput(f"{path}: a recipe is a mapping of keys to values")
+        for dotted, value in (overrides or {}).items():
+            _override(raw, dotted, value)
+        return cls.parse(raw)
+
+    def overridden(self, overrides: Mapping[str, Any]) -> "Recipe":
+        """The same recipe with values set by dotted path."""
+        raw = self.plain()
+        for dotted, value in overrides.items():
+            _override(raw, dotted, value)
+        return self.parse(raw)
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any]) -> "Recipe":
+        """A recipe from plain values. Raises `BadInput` with the place, the rule and the value of the first mistake."""
+        try:
+            return cls.model_validate(dict(raw))
+        except ValidationError as error:
+            raise BadInput(_first_mistake(error)) from error
+
+    def to_yaml(self) -> str:
+        """The resolved recipe; `Recipe.load` reads it back."""
+        return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
+
+    def plain(self) -> dict[str, Any]:
+        """The resolved recipe as plain values, without what is unset."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with dux."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def domains_in(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The Tune domains in a stage's settings by dotted path, such as `losses.kd.temperature`."""
+    return {path: from_config(value) for path, value in _leaves({key: settings[key] for key in TUNABLE})}
+
+
+def resolved(settings: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with each domain replaced by its value in `params`."""
+
+    def fill(value: Any, path: str) -> Any:
+        if path in params:
+            return params[path]
+        if isinstance(value, Mapping):
+            return {key: fill(inner, f"{path}.{key}" if path else key) for key, inner in value.items()}
+        return value
+
+    filled: dict[str, Any] = fill(settings, "")
+    return filled
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if is_domain_config(value):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{key}" if path else key)
+
+
+def _override(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set `a.b.c` in nested mappings; a stage is addressed by its name or number."""
+    *parents, last = dotted.split(".")
+    at: Any = raw
+    for key in parents:
+        if isinstance(at, list):
+            named = {stage.get("name"): stage for stage in at if isinstance(stage, dict)}
+            numbered = {str(i): stage for i, stage in enumerate(at)}
+            if key not in named and key not in numbered:
+                raise unknown("stage", key, [str(name) for name in named])
+            at = named.get(key, numbered.get(key))
+        elif isinstance(at, dict):
+            inner = at.setdefault(key, {})
+            if not isinstance(inner, dict | list):
+                # A bare weight (`kd: 0.9`) becomes a mapping once one of its settings is set.
+                inner = at[key] = {"weight": inner} if isinstance(inner, int | float) else {}
+            at = inner
+    if not isinstance(at, dict):
+        raise BadInput(f"--set {dotted}: there is nothing to set at this path")
+    at[last] = value
+
+
+def _first_mistake(error: ValidationError) -> str:
+    details = error.errors()[0]
+    place = ".".join(str(part) for part in details["loc"])
+    if details["type"] == "extra_forbidden":
+        return f"recipe: {place}: {unknown('key', details['loc'][-1], _keys_beside(details['loc']))}"
+    message = details["msg"].removeprefix("Value error, ")
+    if details["type"] == "missing":
+        return f"recipe: {place} is missing"
+    if details["type"] == "value_error":
+        return f"recipe: {place + ': ' if place else ''}{message}"
+    return f"recipe: {place}: {message[0].lower()}{message[1:]}, not {details['input']!r}"
+
+
+def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    models: dict[str, type[BaseModel]] = {
+        "task": TaskSpec,
+        "teacher": TeacherSpec,
+        "space": SpaceSpec,
+        "limits": Limits,
+        "resources": Resources,
+        "stages": StageSpec,
+    }
+    if len(location) > 1:
+        model = models.get(str(location[0]), Recipe)
+    return list(model.model_fields)

@@ -1,0 +1,105 @@
+"""The one Tune searcher and the one Tune scheduler: both only carry between Tune and the stage's book."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from orchestrator.book import Book, Proposer, Trial
+
+Config = dict[str, Any]
+
+
+class _NotTunesToKeep:
+    """Tune pickles the searcher and the scheduler into its own state, which dux never reads: the ledger is the truth."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class BookSearcher(_NotTunesToKeep, Searcher):
+    """Hands out the book's unfinished trials, then new proposals, `chunk` trials to a Tune trial."""
+
+    def __init__(
+        self, book: Book, proposer: Proposer, make_config: Callable[[list[Trial]], Config], chunk: int = 1
+    ) -> None:
+        super().__init__(metric="objective", mode="max")
+        self.book, self.proposer, self.make_config, self.chunk = book, proposer, make_config, chunk
+        self._handed_out: set[int] = set()
+
+    def suggest(self, trial_id: str) -> Config | str | None:
+        """A Tune trial's config; None to wait for results; FINISHED when nothing is left."""
+        trials: list[Trial] = []
+        while len(trials) < self.chunk and (trial := self._next()) is not None:
+            trials.append(trial)
+        if trials:
+            return self.make_config(trials)
+        waiting = self.proposer.waits and self.book.unfinished()
+        return None if waiting else Searcher.FINISHED
+
+    def _next(self) -> Trial | None:
+        for trial in self.book.unfinished():
+            if trial.number not in self._handed_out:
+                self._handed_out.add(trial.number)
+                return trial
+        proposal = self.proposer.propose(self.book)
+        if proposal is None:
+            return None
+        self.book.propose(proposal)
+        return self._next()
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing: the scheduler has written it into the book."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger is the truth, and a resumed stage is a new experiment made from it."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore; see `save`."""
+
+
+class BookScheduler(_NotTunesToKeep, FIFOScheduler):
+    """Writes every report into the book before anything is decided, and stops what the book's rule stops."""
+
+    def __init__(self, book: Book, on_change: Callable[[list[int]], None]) -> None:
+        super().__init__()
+        self.book, self.on_change = book, on_change
+
+    def on_trial_result(self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]) -> str:
+        self._take(trial, result)
+        done = all(self.book.trials[number].done for number in _numbers(trial))
+        return TrialScheduler.STOP if done else TrialScheduler.CONTINUE
+
+    def on_trial_complete(self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]) -> None:
+        self._take(trial, result)
+
+    def on_trial_error(self, tune_controller: TuneController, trial: TuneTrial) -> None:
+        """A worker was lost more often than Tune retries."""
+        error = trial.get_pickled_error() or trial.get_error()
+        text = " ".join(str(error).split())[:300] if error else "its worker was lost"
+        for number in _numbers(trial):
+            self.book.end(number, "failed", text)
+        self.on_change(_numbers(trial))
+
+    def _take(self, trial: TuneTrial, result: dict[str, Any]) -> None:
+        for report in result.get("reports", []):
+            self._note(report)
+        self.on_change(_numbers(trial))
+
+    def _note(self, report: Mapping[str, Any]) -> None:
+        number = report["number"]
+        if "failed" in report:
+            self.book.end(number, "failed", report["failed"])
+            return
+        names = ("epoch", "metrics", "seconds", "worker", "reasons")
+        self.book.report(number, **{name: report[name] for name in names if report.get(name) not in (None, {})})
+        if report["done"]:
+            self.book.end(number, "completed")
+
+
+def _numbers(trial: TuneTrial) -> list[int]:
+    """The numbers, in the book, of what a Tune trial works on."""
+    return [entry["number"] for entry in trial.config.get("trials", [trial.config])]

@@ -1,0 +1,161 @@
+"""Tables for the terminal: the ranking with its teacher and what it cost, a run's status, a recipe before it runs."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+import analysis
+
+
+def ranking(results: analysis.Results, table: pd.DataFrame) -> RenderableType:
+    """The ranked students, with the teacher and the cost below."""
+    shown = Table(title=f"students of {results.teacher.get('name', 'no teacher')}", title_justify="left")
+    columns = [column for column in _COLUMNS if any(name in table for name in column[1])]
+    for title, _, style in columns:
+        shown.add_column(title, justify="left" if title in ("student", "with") else "right", style=style)
+    for _, row in table.iterrows():
+        shown.add_row(*[_cell(title, names, row) for title, names, _ in columns])
+    lines = [*_teacher_line(results), *_cost_lines(results, table)]
+    return Group(shown, *[Text(line) for line in lines])
+
+
+# Title, columns of the frame (a value and maybe its spread over seeds), style.
+_COLUMNS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("#", ("rank",), ""),
+    ("student", ("arch",), "bold"),
+    ("with", ("set",), ""),
+    ("params", ("params",), ""),
+    ("FLOPs", ("flops",), ""),
+    ("score", ("score",), "dim"),
+    ("valid %", ("valid_accuracy", "valid_accuracy_std"), ""),
+    ("test %", ("test_accuracy", "test_accuracy_std"), "green"),
+    ("likeness", ("teacher_similarity", "teacher_similarity_std"), ""),
+    ("alone: valid %", ("valid_accuracy_alone", "valid_accuracy_alone_std"), ""),
+    ("alone: test %", ("test_accuracy_alone", "test_accuracy_alone_std"), ""),
+)
+
+
+def student_name(arch: str | Mapping[str, Any]) -> str:
+    """An architecture in few characters: `depth1=2 width=8`; for stages of depths `2-1-3 width 8`."""
+    values = json.loads(arch) if isinstance(arch, str) else dict(arch)
+    depths = [values.pop(name) for name in ("depth1", "depth2", "depth3") if name in values]
+    parts = ["-".join(map(str, depths))] if depths else []
+    return " ".join([*parts, *(f"{name} {value}" if depths else f"{name}={value}" for name, value in values.items())])
+
+
+def _cell(title: str, names: tuple[str, ...], row: pd.Series) -> str:
+    if title == "student":
+        return student_name(row["arch"])
+    if title == "with":
+        settings = {name.rsplit(".", 1)[-1]: row[name] for name in row.index if name.startswith("set.")}
+        return " ".join(f"{name} {_short(value)}" for name, value in settings.items() if not pd.isna(value))
+    value = row[names[0]]
+    if pd.isna(value):
+        return "-"
+    if title == "FLOPs":
+        return _metric(value)
+    if title == "#" or title == "params":
+        return f"{int(value):,}"
+    if "%" in title:
+        spread = row.get(names[1], math.nan)
+        return f"{100 * value:.2f}" + ("" if pd.isna(spread) else f" ± {100 * spread:.2f}")
+    return f"{value:.3f}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _metric(value: float) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f}"
+
+
+def _teacher_line(results: analysis.Results) -> list[str]:
+    teacher = results.teacher
+    if not teacher:
+        return []
+    metrics = teacher.get("metrics") or {}
+    accuracies = [f"{split} {100 * metrics[f'{split}_accuracy']:.2f} %" for split in ("valid", "test")
+                  if metrics.get(f"{split}_accuracy") is not None]  # fmt: skip
+    counted = f"{teacher['params']:,} params, {_metric(teacher['flops'])} FLOPs"
+    return [f"teacher {teacher['name']}: {counted}, {', '.join(accuracies)}"]
+
+
+def _cost_lines(results: analysis.Results, table: pd.DataFrame) -> list[str]:
+    stages = results.stage_summary()
+    if stages.empty:
+        return []
+    taught = results.teacher.get("seconds") or 0.0
+    parts = [f"teacher {taught:.1f}"] if taught else []
+    parts += [f"{row.stage} {row.device_seconds:.1f} ({row.trials} trials)" for row in stages.itertuples()]
+    passes = results.epochs["teacher_passes"].sum() if "teacher_passes" in results.epochs else 0
+    state = "" if results.finished else " so far"
+    spent = f"{results.device_seconds:,.1f} device-seconds ({', '.join(parts)})"
+    lines = [f"cost{state}: {spent}; {results.seconds:,.1f} s in all"]
+    if passes:
+        lines.append(f"the teacher saw {int(passes)} epochs, its students {len(results.epochs.query('epoch > 0'))}")
+    if "seeds" in table and len(table) and table["seeds"].max() > 1:
+        lines.append(
+            f"± is the standard deviation over {int(table['seeds'].max())} seeds; chosen on validation, test seen once"
+        )
+    return lines
+
+
+def status(results: analysis.Results, held_by: int | None) -> RenderableType:
+    """How far a run is."""
+    table = Table(title=str(results.path), title_justify="left")
+    frame = results.stage_summary()
+    names = [
+        "stage",
+        "trials",
+        "completed",
+        "stopped",
+        "failed",
+        "running",
+        "waiting",
+        "valid_accuracy",
+        "device_seconds",
+    ]
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="left" if name == "stage" else "right")
+    for _, row in frame.iterrows():
+        table.add_row(*[_plain(name, row[name]) for name in names])
+    state = "finished" if results.finished else f"running (process {held_by})" if held_by else "interrupted"
+    lines = [f"{state}; {results.device_seconds:,.1f} device-seconds"]
+    lines += _teacher_line(results)
+    failed = results.trials[results.trials["status"] == "failed"]
+    lines += [f"failed: {row.stage} trial {row.number}: {row.reason}" for row in failed.head(5).itertuples()]
+    if not results.finished and not held_by:
+        lines.append(f"go on with it: dux resume {results.path}")
+    return Group(table, *[Text(line) for line in lines])
+
+
+def _plain(name: str, value: Any) -> str:
+    if pd.isna(value):
+        return "-"
+    if name == "valid_accuracy":
+        return f"{100 * value:.2f} %"
+    return f"{value:,.1f}" if isinstance(value, float) else str(value)
+
+
+def table_of(rows: Mapping[str, str], title: str) -> Table:
+    """A table of names and what they are."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, text in rows.items():
+        table.add_row(Text(name, style="bold"), text)
+    return table
+
+
+def console() -> Console:
+    """Where results go: wide enough for the table also where the output is a file."""
+    plain = Console()
+    return plain if plain.is_terminal or plain.is_jupyter else Console(width=160)

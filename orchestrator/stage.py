@@ -1,0 +1,152 @@
+"""One stage as one Tune experiment: the only place that builds a `tune.Tuner`."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+
+from orchestrator.book import Book, Proposer, Trial
+from orchestrator.recipe import Resources, StageSpec, resolved
+from orchestrator.search import BookScheduler, BookSearcher, Config
+from trainables.trial import DistillTrial, ScoreTrial, StageContext, checkpoint_path
+
+WORKER_RETRIES = 2  # how often a trial is taken up again after its worker was lost
+SCORES_PER_TRIAL = 8  # so that a Tune trial outlasts what Tune itself takes for it
+
+
+class Interrupted(Exception):
+    """The stage was interrupted before its end; the run can be resumed."""
+
+
+class StageFailed(Exception):
+    """Nothing of the stage can go on; the message says why."""
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """A stage that is about to run: its specification, its book, and what its trials share."""
+
+    spec: StageSpec
+    book: Book
+    proposer: Proposer
+    context: StageContext
+    resources: Resources
+    workers: int | None
+    last: bool
+    on_change: Callable[[], None]
+
+    def run(self) -> None:
+        """Run what is left of the stage.
+
+        Raises:
+            Interrupted: by Ctrl-C.
+            StageFailed: every trial failed.
+        """
+        slots = self.slots()
+        started = time.monotonic()
+        quiet()
+        for trial in self.book.unfinished():
+            # Told to stop just before the run was killed.
+            if trial.status == "stopped":
+                self.book.end(trial.number, "stopped")
+        self._tuner(slots).fit()
+        if self.book.unfinished():
+            raise Interrupted
+        best = self.book.best()
+        if not best:
+            raise StageFailed(
+                f"stage {self.spec.name!r}: all {len(self.book.trials)} trials failed; {self._commonest()}"
+            )
+        self.book.keep(best[: self.spec.keep] if self.spec.keep else best)
+        self.book.close(seconds=time.monotonic() - started, slots=slots)
+
+    def slots(self) -> int:
+        """How many trials can run at once."""
+        have = ray.cluster_resources()
+        wanted = {"CPU": self.resources.cpu, "GPU": self.resources.gpu}
+        fits = min(int(have.get(kind, 0) / amount + 1e-9) for kind, amount in wanted.items() if amount)
+        if fits < 1:
+            offered = ", ".join(f"{kind} {have.get(kind, 0):g}" for kind, amount in wanted.items() if amount)
+            raise StageFailed(f"no trial fits: resources asks for {wanted}, the cluster has {offered}")
+        return min(fits, self.workers) if self.workers else fits
+
+    def _tuner(self, slots: int) -> Tuner:
+        trainable = ScoreTrial if self.spec.trial == "score" else DistillTrial
+        chunk = SCORES_PER_TRIAL if self.spec.trial == "score" else 1
+        shipped = tune.with_parameters(trainable, context=self.context)
+        resources = {"cpu": self.resources.cpu, "gpu": self.resources.gpu}
+        # One more than the slots: with fewer, a reused actor can keep the others from ever starting.
+        at_once = slots if self.workers else slots + 1
+        return Tuner(
+            tune.with_resources(shipped, resources),
+            tune_config=TuneConfig(
+                search_alg=BookSearcher(self.book, self.proposer, self.config, chunk),
+                scheduler=BookScheduler(self.book, self._changed),
+                num_samples=-1,
+                max_concurrent_trials=at_once,
+                reuse_actors=True,
+            ),
+            run_config=RunConfig(
+                name="tune",
+                storage_path=str(self.context.folder.resolve()),
+                checkpoint_config=CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
+                failure_config=FailureConfig(max_failures=WORKER_RETRIES),
+                verbose=0,
+            ),
+        )
+
+    def config(self, trials: list[Trial]) -> Config:
+        """What the workers are told of the trials."""
+        if self.spec.trial == "score":
+            return {"trials": [{**self._named(trial), "arch": dict(self._proposal(trial).arch)} for trial in trials]}
+        [trial] = trials
+        proposal = self._proposal(trial)
+        return {
+            **self._named(trial),
+            "arch": dict(proposal.arch),
+            "control": trial.control,
+            "settings": resolved(self.spec.settings(), proposal.params),
+            "until": proposal.until,
+            "reported": trial.epoch or proposal.start_epoch,
+            "parent": proposal.parent,
+        }
+
+    def _named(self, trial: Trial) -> Mapping[str, Any]:
+        return {"number": trial.number, "seed": trial.seed}
+
+    def _proposal(self, trial: Trial) -> Any:
+        return self.book.proposals[trial.proposal]
+
+    def _changed(self, numbers: list[int]) -> None:
+        """Prune checkpoints that nothing will start from, and tell the display."""
+        for trial in (self.book.trials[number] for number in numbers):
+            keeps = trial.status == "completed" and (self.last or self.spec.scheduler.name == "pbt")
+            if trial.done and not keeps:
+                checkpoint_path(self.context.folder, trial.number).unlink(missing_ok=True)
+        self.on_change()
+
+    def _commonest(self) -> str:
+        reasons = [trial.reason or "no reason was given" for trial in self.book.trials.values()]
+        return max(set(reasons), key=reasons.count)
+
+
+def quiet() -> None:
+    """Turn off Tune's own output and files: dux has a display and a record of its own."""
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "3600"
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
+    for name in ("ray", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def stage_folder(run: Path, index: int, spec: StageSpec) -> Path:
+    """Where a stage's files lie, such as `stages/02-short`."""
+    return run / "stages" / f"{index + 1:02d}-{spec.name}"

@@ -1,0 +1,189 @@
+"""What a network costs: parameters, multiply-adds, bytes, and measured latency.
+
+The first three need no numbers, only shapes: `measure` builds the network on the meta device, where tensors have no
+storage, and skips the initialisers. A sampler asks for the cost of every candidate that it proposes.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.overrides import TorchFunctionMode
+
+from spaces import Arch, Space, Task
+from spaces.errors import BadInput, unknown
+
+WEIGHTED = (_ConvNd, nn.Linear)
+"""The layers whose weights and multiply-adds count: convolutions (grouped and transposed too) and linear layers."""
+
+
+def params(net: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in net.parameters() if p.requires_grad)
+
+
+def flops(net: nn.Module, task: Task) -> int:
+    """Multiply-adds of one image through the convolutions and linear layers.
+
+    A multiplication with its addition counts once (twice in tools that count operations). Biases, norms, activations,
+    pooling and the products inside attention are left out. Runs on the device that the network is on, without
+    gradients, in evaluation mode; the network is left as it was.
+    """
+    counted: list[int] = []
+
+    def count(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        # Each weight is used once at each position: of the output, or of the input where the convolution is transposed.
+        positions = args[0] if isinstance(module, _ConvTransposeNd) else output
+        channels = positions.shape[1] if isinstance(module, _ConvNd) else positions.shape[-1]
+        assert isinstance(module.weight, Tensor)
+        counted.append(positions.numel() // channels * module.weight.numel())
+
+    hooks = [module.register_forward_hook(count) for module in net.modules() if isinstance(module, WEIGHTED)]
+    try:
+        # On the meta device batch norm is a Python decomposition that takes 80 % of the pass; it has no shape to add.
+        with evaluating(net), without_batch_norm(net), torch.no_grad():
+            net(_image(task, _device_of(net)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(counted)
+
+
+def size_bytes(net: nn.Module) -> int:
+    """Bytes of the serialised state: parameters and persistent buffers, shared ones once."""
+    tensors = {id(tensor): tensor for tensor in net.state_dict(keep_vars=True).values()}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def latency_ms(net: nn.Module, task: Task, device: str | torch.device = "cpu", repeats: int = 20) -> float:
+    """Median milliseconds of a forward pass of one image, after one pass to warm up.
+
+    The network is moved to the device and left there. On a CPU it runs with the threads that the process has.
+
+    Raises:
+        BadInput: less than one repeat.
+    """
+    if repeats < 1:
+        raise BadInput(f"latency needs at least 1 repeat, not {repeats}")
+    device = torch.device(device)
+    net.to(device)
+    image = _image(task, device)
+    with evaluating(net), torch.no_grad():
+        times_ms = [_timed_ms(net, image) for _ in range(repeats + 1)]
+    return median(times_ms[1:])
+
+
+COSTS: dict[str, Callable[[nn.Module, Task], float]] = {
+    "params": lambda net, task: params(net),
+    "flops": flops,
+    "bytes": lambda net, task: size_bytes(net),
+}
+"""What follows from an architecture's shapes alone; `latency_ms` is measured besides."""
+
+
+def measure(
+    space: Space,
+    arch: Arch,
+    task: Task,
+    want: Iterable[str] = ("params", "flops", "bytes"),
+    device: str | torch.device = "cpu",
+    repeats: int = 20,
+) -> dict[str, float]:
+    """Costs of an architecture by name: any of params, flops, bytes and `latency_ms` (on `device`).
+
+    Draws nothing from torch's global generators.
+
+    Raises:
+        BadInput: a cost that there is not.
+    """
+    want = list(want)
+    for name in want:
+        if name not in (*COSTS, "latency_ms"):
+            raise unknown("cost", name, (*COSTS, "latency_ms"))
+    found: dict[str, float] = {}
+    if any(name in COSTS for name in want):
+        net = build_without_values(space, arch, task)
+        found = {name: COSTS[name](net, task) for name in want if name in COSTS}
+    if "latency_ms" in want:
+        with torch.random.fork_rng(devices=[]):
+            net = space.build(arch, task)
+        found["latency_ms"] = latency_ms(net, task, device, repeats)
+    return {name: found[name] for name in want}
+
+
+def build_without_values(space: Space, arch: Arch, task: Task) -> nn.Module:
+    """The network on the meta device: shapes and types, no numbers. Milliseconds, whatever its size."""
+    with torch.device("meta"), _NoFill():
+        return space.build(arch, task)
+
+
+@contextmanager
+def without_batch_norm(net: nn.Module) -> Iterator[None]:
+    """Within it, every batch norm of the network passes its input on."""
+    norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
+    for norm in norms:
+        # A copy, since a ReLU that works in place may follow and the input may be needed again.
+        norm.forward = torch.clone  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del norm.forward
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Within it, the network is in evaluation mode; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+class _NoFill(TorchFunctionMode):
+    """Skips what initialisers do to tensors without storage (`trunc_normal_` is four such steps).
+
+    On the meta device torch's random fills are Python decompositions: they were two thirds of building a ResNet.
+    """
+
+    FILLS = frozenset(
+        getattr(Tensor, name)
+        for name in ("normal_", "uniform_", "fill_", "zero_", "bernoulli_", "clamp_", "mul_", "add_", "erfinv_")
+    )
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        # Some of torch.nn.init's functions arrive here whole, with their tensor as a keyword.
+        tensor = args[0] if args else kwargs.get("tensor")
+        fills = func in self.FILLS or getattr(func, "__module__", None) == nn.init.__name__
+        if fills and isinstance(tensor, Tensor) and tensor.is_meta:
+            return tensor
+        return func(*args, **kwargs)
+
+
+def _timed_ms(net: nn.Module, image: Tensor) -> float:
+    start = time.perf_counter()
+    net(image)
+    if image.is_cuda:
+        torch.cuda.synchronize(image.device)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _image(task: Task, device: torch.device) -> Tensor:
+    """One grey image [1, C, H, W]."""
+    return torch.full((1, task.channels, task.image_size, task.image_size), 0.5, device=device)
+
+
+def _device_of(net: nn.Module) -> torch.device:
+    return next((p.device for p in net.parameters()), torch.device("cpu"))

@@ -1,0 +1,122 @@
+"""Which images, in which order, augmented how, at epoch e: a pure function of (seed, epoch).
+
+Every candidate sees the same views in the same batches. So the teacher's outputs for an epoch serve all of them, and
+candidates are compared under common random numbers.
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from spaces.seeding import generator, stable_hash
+from trainables.contracts import Split
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How a training image is changed; drawn anew for each image and epoch.
+
+    Args:
+        crop: shift by up to this many pixels, black beyond the edge (pad and crop).
+        flip: mirror left and right with probability 1/2.
+        cutout: side in pixels of a square of zeros at a random place (arXiv:1708.04552).
+        mixup: alpha of the Beta distribution that mixes images and labels of a batch (arXiv:1710.09412); 0 is off.
+    """
+
+    crop: int = 0
+    flip: bool = False
+    cutout: int = 0
+    mixup: float = 0.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images [B, C, H, W] in [0, 1]; labels int64 [B], or probabilities [B, K] where images were mixed."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class Curriculum:
+    """The epochs of one training split on one device.
+
+    The last, smaller batch of an epoch is left out, so that all batches have one size (other images are left out in
+    each epoch); a split smaller than `batch_size` is one batch.
+    """
+
+    def __init__(
+        self, split: Split, classes: int, seed: int, batch_size: int, augment: Augment, device: torch.device
+    ) -> None:
+        self.seed, self.augment, self.device, self.classes = seed, augment, device, classes
+        self.images = _tensor(split.images).to(device)
+        self.labels = _tensor(split.labels).to(device)
+        self.batch_size = min(batch_size, len(split))
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self.labels) // self.batch_size
+
+    def key(self) -> str:
+        """Names what the epochs look like (not the images themselves)."""
+        return stable_hash([self.seed, self.batch_size, asdict(self.augment)])[:16]
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch (counted from 1). All randomness is drawn on the CPU: every device sees the same."""
+        n, (height, width) = len(self.labels), self.images.shape[-2:]
+        rng = generator(self.seed, "curriculum", epoch)
+        order = rng.permutation(n)
+        draws = {
+            "shift": rng.integers(0, 2 * self.augment.crop + 1, (n, 2)),
+            "flip": rng.random(n) < 0.5,
+            "centre": rng.integers(0, (height, width), (n, 2)),
+        }
+        mix = rng.beta(self.augment.mixup, self.augment.mixup, len(self)) if self.augment.mixup else None
+        on_device = {name: torch.from_numpy(draw).to(self.device) for name, draw in draws.items()}
+        order_N = torch.from_numpy(order).to(self.device)
+        for i in range(len(self)):
+            part = slice(i * self.batch_size, (i + 1) * self.batch_size)
+            index_B = order_N[part]
+            images = self._view(self.images[index_B], {name: draw[part] for name, draw in on_device.items()})
+            labels = self.labels[index_B]
+            if mix is not None:
+                # The order is random, so the neighbour in the batch is a random partner.
+                share = float(mix[i])
+                images = share * images + (1 - share) * images.roll(1, 0)
+                one_hot = F.one_hot(labels, self.classes).float()
+                labels = share * one_hot + (1 - share) * one_hot.roll(1, 0)
+            yield Batch(images, labels)
+
+    def _view(self, images: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        """Augmented images in [0, 1] of uint8 images [B, C, H, W]."""
+        height, width = images.shape[-2:]
+        crop = self.augment.crop
+        if crop or self.augment.flip:
+            padded = F.pad(images, (crop, crop, crop, crop))
+            rows_BH = draws["shift"][:, :1] + torch.arange(height, device=self.device)
+            columns_BW = draws["shift"][:, 1:] + torch.arange(width, device=self.device)
+            if self.augment.flip:
+                columns_BW = torch.where(draws["flip"][:, None], columns_BW.flip(1), columns_BW)
+            batch = torch.arange(len(images), device=self.device)[:, None, None]
+            images = padded[batch, :, rows_BH[:, :, None], columns_BW[:, None, :]].permute(0, 3, 1, 2)
+        pixels = images.float().div_(255)
+        if self.augment.cutout:
+            near = [
+                (torch.arange(size, device=self.device) - draws["centre"][:, axis, None] + self.augment.cutout // 2)
+                for axis, size in enumerate((height, width))
+            ]
+            inside = [(distance >= 0) & (distance < self.augment.cutout) for distance in near]
+            pixels = pixels.masked_fill((inside[0][:, :, None] & inside[1][:, None, :])[:, None], 0.0)
+        return pixels
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """A tensor over the array's own memory, which may be read-only and shared between workers."""
+    with warnings.catch_warnings():
+        # torch warns that writing to it would be undefined; nobody writes to a split.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)

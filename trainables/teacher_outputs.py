@@ -1,0 +1,107 @@
+"""The teacher's outputs over the curriculum, computed once and shared by all students of a search.
+
+An epoch's outputs are one safetensors file in a folder that all trials of a node see. The first trial that needs the
+epoch computes it, the others wait for that and map the file; what was computed is still there after a resume. A file's
+name is derived from all that its contents depend on.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from spaces.seeding import stable_hash
+from trainables.contracts import Member, Outputs, Split
+from trainables.curriculum import Curriculum
+from trainables.evaluate import Predictions, predict
+from trainables.files import locked, replacing
+
+
+def bytes_per_image(views: Sequence[str], classes: int, maps: dict[str, tuple[int, int, int]], batch_size: int) -> int:
+    """What one image's outputs take in float32, for deciding whether to keep them."""
+    sizes = {"logits": classes}
+    for tap, (channels, height, width) in maps.items():
+        sizes |= {tap: channels * height * width, f"{tap}:attention": height * width, f"{tap}:gram": batch_size}
+    return 4 * sum(sizes[view] for view in views)
+
+
+class TeacherOutputs:
+    """What one frozen teacher puts out, epoch by epoch.
+
+    Args:
+        teacher: gives the teacher on the device, in evaluation mode; called only when something must be computed.
+        teacher_hash: names its weights.
+        data_hash: names the images.
+        curriculum: the epochs.
+        views: "logits", taps, or `tap:reduction`.
+        folder: where the outputs are kept; None computes them batch by batch for each student and keeps nothing.
+    """
+
+    def __init__(
+        self,
+        teacher: Callable[[], Member],
+        teacher_hash: str,
+        data_hash: str,
+        curriculum: Curriculum,
+        views: Sequence[str],
+        folder: Path | None,
+    ) -> None:
+        self._teacher, self._curriculum, self._folder = teacher, curriculum, folder
+        self._views = tuple(dict.fromkeys(("logits", *views)))
+        self._identity = (teacher_hash, data_hash)
+        self.passes = 0  # epochs that this process sent through the teacher
+
+    def epoch(self, epoch: int) -> Iterator[Outputs]:
+        """The outputs for each batch of the epoch, on the curriculum's device."""
+        if self._folder is None:
+            self.passes += 1
+            for batch in self._curriculum.batches(epoch):
+                with torch.no_grad():
+                    yield self._compute(batch.images)
+            return
+        kept = self._kept(f"{self._curriculum.key()}-{epoch:05d}", lambda: self._whole_epoch(epoch))
+        stacked = {view: tensor.to(self._curriculum.device) for view, tensor in kept.items()}
+        for i in range(len(self._curriculum)):
+            yield Outputs(stacked["logits"][i], {view: stacked[view][i] for view in self._views if view != "logits"})
+
+    def on(self, name: str, split: Split) -> Predictions:
+        """Logits and embedding for the images of a split as they are, on the CPU."""
+
+        def compute() -> dict[str, Tensor]:
+            found = predict(self._teacher(), split, self._curriculum.device)
+            return {"logits": found.logits.cpu().contiguous(), "embedding": found.embedding.cpu().contiguous()}
+
+        kept = compute() if self._folder is None else self._kept(name, compute)
+        return Predictions(kept["logits"], kept["embedding"])
+
+    def _whole_epoch(self, epoch: int) -> dict[str, Tensor]:
+        self.passes += 1
+        batches: list[dict[str, Tensor]] = []
+        with torch.no_grad():
+            for batch in self._curriculum.batches(epoch):
+                outputs = self._compute(batch.images)
+                batches.append({"logits": outputs.logits, **outputs.features})
+        return {view: torch.stack([batch[view] for batch in batches]).cpu() for view in self._views}
+
+    def _compute(self, images: Tensor) -> Outputs:
+        taps = {view.split(":")[0] for view in self._views if view != "logits"}
+        raw = self._teacher().outputs(images, sorted(taps))
+        features = {}
+        for view in self._views:
+            if view != "logits":
+                tap, _, reduction = view.partition(":")
+                features[view] = raw.reduced(tap, reduction) if reduction else raw.features[tap].contiguous()
+        return Outputs(raw.logits, features)
+
+    def _kept(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        assert self._folder is not None
+        key = stable_hash([*self._identity, self._views])[:16]
+        path = self._folder / f"{name}-{key}.safetensors"
+        if not path.exists():
+            with locked(path.with_suffix(".lock")):
+                if not path.exists():
+                    with replacing(path) as temporary:
+                        save_file(compute(), temporary)
+        return load_file(path)

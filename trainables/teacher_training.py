@@ -1,0 +1,69 @@
+"""Training a teacher from scratch, where a recipe asks for it; kept by what it depends on, so it happens once."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from spaces.seeding import derive_seed, stable_hash
+from trainables import losses, teachers
+from trainables.contracts import Data, Member, Split
+from trainables.curriculum import Augment, Curriculum
+from trainables.evaluate import accuracy, predict
+from trainables.files import locked
+from trainables.fit import Fit, OptimizerConfig
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A teacher and how good it is."""
+
+    weights: Mapping[str, np.ndarray]
+    hash: str
+    seconds: float
+    metrics: Mapping[str, float]
+    kept: bool  # taken from the cache
+
+
+def obtain(config: teachers.TeacherConfig, data: Data, augment: Mapping[str, Any], gpu: bool) -> Trained:
+    """The teacher of a recipe: from its file, from its package, or trained here unless that was done before."""
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
+    member = teachers.build(config, data)
+    started, kept = time.perf_counter(), False
+    if config.weights:
+        teachers.load_weights(member, Path(config.weights))
+    elif config.train_epochs:
+        recipe = stable_hash([config.train_epochs, config.seed, dict(augment)])[:16]
+        path = teachers.kept_path(config, data, recipe)
+        with locked(path.with_suffix(".lock")):
+            kept = path.exists()
+            if kept:
+                teachers.load_weights(member, path)
+            else:
+                train(member, data, config.train_epochs, config.seed, Augment(**augment), device)
+                teachers.save_weights(member, path)
+    seconds = 0.0 if kept or not config.train_epochs else time.perf_counter() - started
+    member = member.to(device).eval()
+    metrics = {f"{name}_accuracy": _accuracy(member, split, device) for name, split in
+               (("valid", data.valid), ("test", data.test))}  # fmt: skip
+    weights = {name: tensor.cpu().numpy() for name, tensor in member.net.state_dict().items()}
+    return Trained(weights, teachers.weights_hash(member), seconds, metrics, kept)
+
+
+def train(member: Member, data: Data, epochs: int, seed: int, augment: Augment, device: torch.device) -> None:
+    """Plain training with cross-entropy, in place."""
+    curriculum = Curriculum(data.train, len(data.classes), derive_seed(seed, "teacher"), 64, augment, device)
+    terms = losses.make_terms({"cross_entropy": 1.0}, losses.shapes_of(member, data.task), None)
+    fit = Fit(member, curriculum, terms, None, OptimizerConfig(), epochs, seed)
+    for epoch in range(1, epochs + 1):
+        fit.run_epoch(epoch)
+
+
+def _accuracy(member: Member, split: Split, device: torch.device) -> float:
+    predictions = predict(member, split, device)
+    return accuracy(predictions.logits, torch.from_numpy(np.array(split.labels)))

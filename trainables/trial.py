@@ -1,0 +1,303 @@
+"""The Tune Trainables: thin, importable by name, and reusable (an actor imports torch once and runs many trials).
+
+A trial's own checkpoint, written before each report, is what it resumes from; Tune's checkpoints are not used. So a
+killed worker, a killed driver and a moved run are one case: the trial is set up again and finds its file.
+"""
+
+import math
+import os
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ray import tune
+
+from spaces import BadInput, Space
+from spaces.seeding import derive_seed
+from trainables import losses, scores, teachers
+from trainables.contracts import Data, Member, Probe, Split
+from trainables.curriculum import Augment, Batch, Curriculum
+from trainables.evaluate import Predictions, evaluate, predict
+from trainables.files import replacing
+from trainables.fit import Fit, NonFiniteLoss, OptimizerConfig
+from trainables.teacher_outputs import TeacherOutputs
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TeacherContext:
+    """A frozen teacher as it is shipped to the workers."""
+
+    config: teachers.TeacherConfig
+    weights: Mapping[str, np.ndarray]
+    hash: str
+    outputs: Path | None  # where its outputs are kept; None computes them for each student
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What all trials of a stage share; shipped once through the object store, arrays without copies.
+
+    Args:
+        seed: of the run; initialisations and the curriculum follow from it.
+        epochs: the length of the schedule of a distillation.
+        objective: weights of the metrics that make up `objective`.
+        folder: where checkpoints lie.
+        test: evaluate on the test split after the last epoch.
+        scores: for scoring, the settings of each score.
+        score_seeds: initialisations over which a score is averaged.
+        score_batch: images in a score's batch.
+    """
+
+    data: Data
+    space: Space
+    teacher: TeacherContext | None
+    seed: int
+    folder: Path
+    gpu: bool
+    epochs: int = 0
+    objective: Mapping[str, float] | None = None
+    test: bool = False
+    scores: Mapping[str, Mapping[str, Any]] | None = None
+    score_seeds: int = 1
+    score_batch: int = 64
+
+    @property
+    def device(self) -> torch.device:
+        """Where a trial's networks are."""
+        return torch.device("cuda" if self.gpu and torch.cuda.is_available() else "cpu")
+
+    def student(self, arch: Mapping[str, Any], seed: int) -> Member:
+        """A student at its initialisation, which depends on the seed and the architecture alone."""
+        torch.manual_seed(derive_seed(self.seed, "init", seed))
+        return Member.of(self.space, self.space.build(arch, self.data.task), self.data)
+
+    def teacher_member(self) -> Member:
+        """The frozen teacher, on the device."""
+        assert self.teacher is not None
+        member = teachers.build(self.teacher.config, self.data)
+        member.net.load_state_dict({name: torch.from_numpy(np.array(w)) for name, w in self.teacher.weights.items()})
+        return member.to(self.device).eval().requires_grad_(False)
+
+
+def checkpoint_path(folder: Path, number: int) -> Path:
+    """The checkpoint of a stage's trial."""
+    return folder / "checkpoints" / f"{number:05d}.pt"
+
+
+def reason(error: Exception) -> str:
+    """Why a trial failed, in one line: what dux itself refuses as it is, any other error with its place."""
+    if isinstance(error, NonFiniteLoss | BadInput):
+        return str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text} ({Path(place.filename).name}:{place.lineno})"
+
+
+class _Trial(tune.Trainable):
+    """What both kinds of trial do: survive their own errors, and be reused."""
+
+    context: StageContext
+
+    def setup(self, config: Json, context: StageContext) -> None:
+        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+        self.context = context
+        self._begin(config)
+
+    def reset_config(self, new_config: Json) -> bool:
+        self._begin(new_config)
+        return True
+
+    def step(self) -> Json:
+        """Reports of one or several of the run's trials: a list, since Tune takes nested mappings apart.
+
+        An error that would come again ends a trial with its reason; Tune retries only what a lost worker was doing.
+        """
+        reports = self._step()
+        worker = f"{os.uname().nodename}:{os.getpid()}"
+        return {"reports": [{"worker": worker, **report} for report in reports], "done": self._is_done(reports)}
+
+    def _begin(self, config: Json) -> None:
+        raise NotImplementedError
+
+    def _step(self) -> list[Json]:
+        raise NotImplementedError
+
+    def _is_done(self, reports: list[Json]) -> bool:
+        return all(report["done"] for report in reports)
+
+    @cached_property
+    def _teacher(self) -> Member:
+        return self.context.teacher_member()
+
+
+class DistillTrial(_Trial):
+    """Distils one student; reports after each epoch.
+
+    Its config: `number` and `seed` of the trial; `arch`; `control` (train without the teacher); `settings` (losses,
+    optimizer, batch_size, augment; no domains); `until` (the epoch after which it is done); `reported` (epochs that
+    the run has already logged); `parent` (a checkpoint to start from, or None).
+    """
+
+    def _begin(self, config: Json) -> None:
+        self.spec = config
+        self.fit: Fit | None = None
+        self.history: list[Json] = []
+        self.at = config["reported"]
+
+    def cleanup(self) -> None:
+        self.fit = None
+
+    def _step(self) -> list[Json]:
+        return [{"number": self.spec["number"], **_timed(self._next_report)}]
+
+    def _next_report(self) -> Json:
+        if self.fit is None:
+            self.fit = self._set_up()
+        while len(self.history) <= self.at:
+            self.history.append(self._epoch(len(self.history) + 1))
+            self._save()
+        report = self.history[self.at]
+        self.at += 1
+        return {**report, "done": report["epoch"] >= self.spec["until"]}
+
+    def _set_up(self) -> Fit:
+        context, settings = self.context, self.spec["settings"]
+        student = context.student(self.spec["arch"], self.spec["seed"])
+        self.curriculum = Curriculum(
+            context.data.train,
+            len(context.data.classes),
+            context.seed,
+            settings["batch_size"],
+            Augment(**settings["augment"]),
+            context.device,
+        )
+        terms = self._terms(student)
+        self.outputs = self._outputs(terms)
+        needs = any(term.needs_teacher and term.weight for term in terms)
+        optimizer = OptimizerConfig(**settings["optimizer"])
+        seed = derive_seed(context.seed, "fit", self.spec["seed"])
+        fit = Fit(student, self.curriculum, terms, self.outputs if needs else None, optimizer, context.epochs, seed)
+        own = checkpoint_path(context.folder, self.spec["number"])
+        parent = self.spec.get("parent")
+        if own.exists() and self._load(own, fit):
+            return fit
+        if parent is not None and not self._load(checkpoint_path(context.folder, parent), fit):
+            raise FileNotFoundError(f"the checkpoint of trial {parent}, from which this one starts, cannot be read")
+        return fit
+
+    def _terms(self, student: Member) -> list[losses.Term]:
+        data, settings = self.context.data, dict(self.spec["settings"]["losses"])
+        if self.spec["control"]:
+            settings = {"cross_entropy": 1.0}
+        shapes = losses.shapes_of(student, data.task)
+        teacher = losses.shapes_of(self._teacher, data.task) if self.context.teacher else None
+        torch.manual_seed(derive_seed(self.context.seed, "connectors", self.spec["seed"]))
+        return losses.make_terms(settings, shapes, teacher)
+
+    def _outputs(self, terms: list[losses.Term]) -> TeacherOutputs | None:
+        teacher = self.context.teacher
+        if teacher is None:
+            return None
+        views = sorted({view for term in terms if term.weight for view in term.teacher_views})
+        fingerprint = self.context.data.fingerprint
+        return TeacherOutputs(lambda: self._teacher, teacher.hash, fingerprint, self.curriculum, views, teacher.outputs)
+
+    def _epoch(self, epoch: int) -> Json:
+        assert self.fit is not None
+        trained = self.fit.run_epoch(epoch)
+        started = time.perf_counter()
+        metrics = {f"{name}_loss": value for name, value in trained.losses.items()}
+        metrics["train_loss"] = sum(term.weight * trained.losses[term.name] for term in self.fit.terms)
+        metrics |= self._evaluated("valid", self.context.data.valid)
+        objective = self.context.objective or {"valid_accuracy": 1.0}
+        metrics["objective"] = sum(weight * metrics[name] for name, weight in objective.items())
+        if self.context.test and epoch >= self.spec["until"]:
+            tested = self._evaluated("test", self.context.data.test)
+            metrics |= {name if name.startswith("test_") else f"test_{name}": value for name, value in tested.items()}
+        if not math.isfinite(metrics["objective"]):
+            raise NonFiniteLoss(f"non-finite objective after epoch {epoch}: {metrics['objective']}")
+        metrics |= {
+            "student_seconds": trained.seconds - trained.teacher_seconds,
+            "teacher_seconds": trained.teacher_seconds,
+            "teacher_passes": trained.teacher_passes,
+            "evaluate_seconds": time.perf_counter() - started,
+        }
+        return {"epoch": epoch, "metrics": metrics}
+
+    def _evaluated(self, name: str, split: Split) -> dict[str, float]:
+        assert self.fit is not None
+        student = predict(self.fit.student, split, self.context.device)
+        teacher: Predictions | None = self.outputs.on(name, split) if self.outputs else None
+        found = evaluate(student, teacher, torch.from_numpy(np.array(split.labels)))
+        return {f"{name}_accuracy" if key == "accuracy" else key: value for key, value in found.items()}
+
+    def _save(self) -> None:
+        assert self.fit is not None
+        state = {"fit": self.fit.state_dict(), "history": self.history}
+        with replacing(checkpoint_path(self.context.folder, self.spec["number"])) as temporary:
+            torch.save(state, temporary)
+
+    def _load(self, path: Path, fit: Fit) -> bool:
+        """Whether the checkpoint could be read; a damaged one is no loss, since all of it can be computed again."""
+        try:
+            state = torch.load(path, map_location=self.context.device, weights_only=True)
+        except (OSError, RuntimeError, EOFError, ValueError):
+            return False
+        fit.load_state_dict(state["fit"])
+        self.history = state["history"]
+        return True
+
+
+class ScoreTrial(_Trial):
+    """Scores many candidates without training them; one report for all.
+
+    Its config: `trials`, a list of `{number, seed, arch}`.
+    """
+
+    def _begin(self, config: Json) -> None:
+        self.spec = config
+
+    def _step(self) -> list[Json]:
+        return [{"number": trial["number"], **_timed(partial(self._scored, trial))} for trial in self.spec["trials"]]
+
+    @cached_property
+    def _batch(self) -> Batch:
+        context = self.context
+        whole = Curriculum(
+            context.data.train, len(context.data.classes), context.seed, context.score_batch, Augment(), context.device
+        )
+        return next(whole.batches(1))
+
+    def _scored(self, trial: Json) -> Json:
+        """The mean of each term over initialisations; what could not be computed is NaN with its reason."""
+        context = self.context
+        assert context.scores is not None
+        teacher = self._teacher if context.teacher else None
+        found: list[dict[str, float]] = []
+        reasons: dict[str, str] = {}
+        for k in range(context.score_seeds):
+            student = context.student(trial["arch"], trial["seed"] + k).to(context.device)
+            probe = Probe(student, teacher, self._batch.images, self._batch.labels, context.data.task)
+            values, why = scores.compute(context.scores, probe)
+            found.append(values)
+            reasons |= why
+        metrics = {term: float(np.mean([values[term] for values in found])) for term in found[0]}
+        return {"epoch": 0, "metrics": metrics, "reasons": reasons, "done": True}
+
+
+def _timed(work: Callable[[], Json]) -> Json:
+    """A report with the seconds that it took; an error is a report of failure, with its reason."""
+    started = time.perf_counter()
+    try:
+        report = work()
+    except Exception as error:
+        report = {"failed": reason(error), "done": True}
+    return {"seconds": time.perf_counter() - started, **report}
