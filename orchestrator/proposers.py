@@ -10,14 +10,14 @@ import optuna
 
 from orchestrator import samplers
 from orchestrator.book import Book, Proposal
-from orchestrator.feasible import Feasible
+from orchestrator.feasible import LISTABLE, Feasible
 from orchestrator.recipe import StageSpec, domains_in
 from orchestrator.samplers.distributions import decode, distributions, encode
 from orchestrator.schedulers import Population
 from spaces import Space
 from spaces.domains import ParamSpace
 from spaces.seeding import derive_seed, generator
-from spaces.space import sample
+from spaces.space import sample, size
 
 ATTEMPTS = 50  # asks of the sampler for a new feasible candidate before one is drawn at random
 State = optuna.trial.TrialState
@@ -57,14 +57,24 @@ class SearchProposer:
         fixed = self._fixed(number)
         if len(fixed) == len(self.param_space):
             return self._new(fixed, book)
+        study = self._study(book)
         try:
-            for attempt in range(ATTEMPTS):
-                found = self._new(self._ask(book, number, attempt, fixed), book)
+            for attempt in range(self._attempts(fixed)):
+                found = self._new(self._ask(study, number, attempt, fixed), book)
                 if found is not None:
                     return found
         except samplers.Exhausted:
-            pass  # the grid's end; points that were passed over may be left
+            pass  # the grid's end
         return self._drawn(book, number, fixed)
+
+    def _attempts(self, fixed: Mapping[str, Any]) -> int:
+        """How often the sampler is asked: a grid for each of its points, the others until it seems in vain."""
+        if self.stage.sampler.name != "grid":
+            return ATTEMPTS
+        return int(min(size(self._free(fixed)), LISTABLE))
+
+    def _free(self, fixed: Mapping[str, Any]) -> ParamSpace:
+        return {name: domain for name, domain in self.param_space.items() if name not in fixed}
 
     def _fixed(self, number: int) -> dict[str, Any]:
         """What is not searched: all that is known of a survivor."""
@@ -100,23 +110,30 @@ class SearchProposer:
                     return found
         return None
 
-    def _ask(self, book: Book, number: int, attempt: int, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    def _ask(
+        self, study: optuna.Study, number: int, attempt: int, fixed: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What the sampler suggests beside what is fixed. A study that is asked again knows what it said before."""
+        name, free = self.stage.sampler.name, self._free(fixed)
+        # A model learns from the fixed names too; a grid would only repeat itself over them.
+        asked = free if name == "grid" else self.param_space
         settings = {"order_seed": derive_seed(self.seed, self.stage.name), **self.stage.sampler.settings}
         seed = derive_seed(self.seed, self.stage.name, number, attempt)
-        sampler = samplers.make(self.stage.sampler.name, self.param_space, seed, settings, number=number + attempt)
+        at = (number + attempt) % int(size(free)) if name == "grid" else number
+        sampler = samplers.make(name, asked, seed, settings, number=at)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            if fixed:
+            if fixed and asked is not free:
                 known = {name: domain for name, domain in self.param_space.items() if name in fixed}
                 sampler = optuna.samplers.PartialFixedSampler(encode(known, fixed), sampler)
-            trial = self._study(book, sampler).ask(distributions(self.param_space))
-        return decode(self.param_space, trial.params)
+            study.sampler = sampler
+            trial = study.ask(distributions(asked))
+        return {**decode(asked, trial.params), **fixed}
 
-    def _study(self, book: Book, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
+    def _study(self, book: Book) -> optuna.Study:
         """What the book holds, as Optuna sees it."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        directions = ["maximize"] * max(1, len(self.stage.pareto))
-        study = optuna.create_study(directions=directions, sampler=sampler)
+        study = optuna.create_study(directions=["maximize"] * max(1, len(self.stage.pareto)))
         study.add_trials([self._frozen(book, p) for p in range(len(book.proposals))])
         return study
 

@@ -16,7 +16,8 @@ import analysis
 def ranking(results: analysis.Results, table: pd.DataFrame) -> RenderableType:
     """The ranked students, with the teacher and the cost below."""
     shown = Table(title=f"students of {results.teacher.get('name', 'no teacher')}", title_justify="left")
-    columns = [column for column in _COLUMNS if any(name in table for name in column[1])]
+    settings = any(name.startswith("set.") and table[name].notna().any() for name in table)
+    columns = [column for column in _COLUMNS if column[1][0] in table or (column[0] == "with" and settings)]
     for title, _, style in columns:
         shown.add_column(title, justify="left" if title in ("student", "with") else "right", style=style)
     for _, row in table.iterrows():
@@ -60,7 +61,7 @@ def _cell(title: str, names: tuple[str, ...], row: pd.Series) -> str:
         return "-"
     if title == "FLOPs":
         return _metric(value)
-    if title == "#" or title == "params":
+    if title in ("#", "params"):
         return f"{int(value):,}"
     if "%" in title:
         spread = row.get(names[1], math.nan)

@@ -1,6 +1,6 @@
-"""Where to look into a network that dux did not build: its feature maps and its classifier, found by one forward pass."""
+"""Where to look into a network that dux did not build: its feature maps and its classifier, found by running it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -8,15 +8,17 @@ from torch import Tensor, nn
 from spaces.errors import BadInput
 from spaces.space import Task
 
+# Networks shrink images up to 32 times. In an image of 64 pixels no stage is a single pixel; only pooled maps are.
+LARGE = 64
+
 
 @dataclass(frozen=True)
 class _Call:
-    """The last call of a submodule; spatial sizes are 0 where a tensor is no square map [B, C, H, W]."""
+    """The last call of a submodule, and the pixels of its output: 0 where that is no square map [B, C, H, W]."""
 
     name: str
     module: nn.Module
-    inside: int  # pixels of its first input
-    outside: int  # pixels of its output
+    pixels: int
 
     @property
     def depth(self) -> int:
@@ -27,9 +29,10 @@ def find_taps(net: nn.Module, task: Task) -> tuple[tuple[str, ...], str]:
     """Names of a classifier's feature maps, shallow to deep, and of its head.
 
     For each spatial resolution the tap is the last of its outermost modules, so a stage rather than a layer within
-    it. Resolutions only fall: what is larger than a map before it (attention weights, rescaled maps) is none. The last
-    tap is the map before global pooling. The network is run on two zero images in evaluation mode and is left as it
-    was; torch's generator too. A network without maps has no taps.
+    it. Resolutions only fall: what is larger than a map before it is none. The last tap is the map before global
+    pooling. Small images are enlarged to look at the network, if it takes other sizes, so that the taps are the same
+    stages at every image size. The network runs on two zero images in evaluation mode and is left as it was; torch's
+    generator too. A network without maps has no taps.
 
     Args:
         net: from images [B, C, H, W] to logits [B, K].
@@ -44,14 +47,19 @@ def find_taps(net: nn.Module, task: Task) -> tuple[tuple[str, ...], str]:
     if not heads or not fits:
         linear = [f"{c.name} ({c.module.out_features})" for c in calls if isinstance(c.module, nn.Linear)]
         raise BadInput(f"no linear layer gives logits of {task.classes} classes; linear layers: {linear or 'none'}")
-    # Maps of one pixel are pooled ones, unless a convolution made the image that small.
-    shrunk = any(isinstance(c.module, nn.Conv2d) and c.inside > 1 and c.outside == 1 for c in calls)
-    maps = [c for c in calls if c.outside > 1 or (shrunk and c.outside == 1 < c.inside and _convolves(c.module))]
+    if task.image_size < LARGE:
+        try:
+            calls, _ = _trace(net, replace(task, image_size=LARGE))
+        except BadInput:
+            pass  # made for its own image size; what was seen there has to do
     taps: dict[int, _Call] = {}
-    for call in maps:
-        best = taps.get(call.outside)
-        if call.outside <= min(taps, default=task.image_size) and (best is None or call.depth <= best.depth):
-            taps[call.outside] = call
+    for call in calls:
+        # Attention weights pass through these two and look like maps.
+        if call.pixels < 2 or isinstance(call.module, nn.Dropout | nn.Softmax):
+            continue
+        best = taps.get(call.pixels)
+        if call.pixels <= min(taps, default=call.pixels) and (best is None or call.depth <= best.depth):
+            taps[call.pixels] = call
     return tuple(call.name for call in sorted(taps.values(), key=calls.index)), heads[-1].name
 
 
@@ -61,9 +69,9 @@ def _trace(net: nn.Module, task: Task) -> tuple[list[_Call], object]:
     hooks = []
     for name, module in net.named_modules():
 
-        def note(module: nn.Module, args: tuple[object, ...], output: object, name: str = name) -> None:
+        def note(module: nn.Module, args: object, output: object, name: str = name) -> None:
             calls.pop(name, None)  # a module that is called again counts where it was called last
-            calls[name] = _Call(name, module, _pixels(args[0] if args else None), _pixels(output))
+            calls[name] = _Call(name, module, _pixels(output))
 
         if name:
             hooks.append(module.register_forward_hook(note))
@@ -85,9 +93,7 @@ def _trace(net: nn.Module, task: Task) -> tuple[list[_Call], object]:
 
 
 def _pixels(value: object) -> int:
-    square = isinstance(value, Tensor) and value.ndim == 4 and len(value) == 2 and value.shape[2] == value.shape[3]
-    return value.shape[2] if square and isinstance(value, Tensor) else 0
-
-
-def _convolves(module: nn.Module) -> bool:
-    return any(isinstance(part, nn.Conv2d) for part in module.modules())
+    """Height of a square map of two images, else 0."""
+    if not isinstance(value, Tensor) or value.ndim != 4 or len(value) != 2 or value.shape[2] != value.shape[3]:
+        return 0
+    return value.shape[2]
