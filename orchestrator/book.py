@@ -53,6 +53,7 @@ class Trial:
     status: Status = "waiting"
     reports: list[Event] = field(default_factory=list)
     reason: str | None = None
+    ended: bool = False  # whether its end is in the ledger
 
     @property
     def epoch(self) -> int | None:
@@ -135,12 +136,18 @@ class Book:
             return
         self._write("report", number=number, epoch=epoch, seconds=seconds, worker=worker, metrics=dict(metrics), **more)
         if trial.status == "stopped":
-            self._write("end", number=number, status="stopped", reason=None)
+            self.end(number, "stopped")
 
     def end(self, number: int, status: Status, reason: str | None = None) -> None:
         """Note that a trial has finished."""
-        if not self.trials[number].done:
+        if not self.trials[number].ended:
             self._write("end", number=number, status=status, reason=reason)
+
+    def end_stopped(self) -> None:
+        """Note the ends of trials that were told to stop just before the run was killed."""
+        for trial in list(self.trials.values()):
+            if trial.status == "stopped" and not trial.ended:
+                self.end(trial.number, "stopped")
 
     def keep(self, proposals: Iterable[int]) -> None:
         """Note who goes on to the next stage, best first."""
@@ -182,7 +189,7 @@ class Book:
 
     def _apply_end(self, event: Event) -> None:
         trial = self.trials[event["number"]]
-        trial.status, trial.reason = event["status"], event["reason"]
+        trial.status, trial.reason, trial.ended = event["status"], event["reason"], True
 
     def _apply_keep(self, event: Event) -> None:
         self.kept = event["proposals"]
@@ -258,10 +265,12 @@ class Book:
         return values
 
     def _ranked(self) -> dict[int, float]:
-        scored = {t.proposal: t.metrics for t in self.trials.values() if t.status == "completed" and t.reports}
-        if not scored:
+        scored = [p for p in range(len(self.proposals)) if self.status(p) == "completed"]
+        rows = [(p, trial.metrics) for p in scored for trial in self.taught(p) if trial.reports]
+        if not rows:
             return {}
-        frame = pd.DataFrame.from_dict(scored, orient="index").astype(float)
+        frame = pd.DataFrame([metrics for _, metrics in rows], index=[p for p, _ in rows]).astype(float)
+        frame = frame.groupby(level=0).mean()  # over seeds
         combined: pd.Series = analysis.combine_ranks(frame, self.weights)
         return {int(p): float(value) for p, value in combined.items()}
 

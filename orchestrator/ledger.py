@@ -33,7 +33,8 @@ class Ledger:
         line = json.dumps({"event": event, "time": time.time(), **values}, default=_plain, allow_nan=True)
         plain: Event = _without_nan(json.loads(line))
         data = (json.dumps(plain, separators=(",", ":"), allow_nan=False) + "\n").encode()
-        before = self._file.tell()
+        # Not tell(): after an earlier failure the position lies beyond the end.
+        before = os.fstat(self._file.fileno()).st_size
         try:
             written = 0
             while written < len(data):

@@ -348,11 +348,17 @@ def _check_objective(stage: StageSpec, known: tuple[str, ...]) -> None:
             raise unknown("metric of the objective", name, known)
 
 
+_KINDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
+
+
 def _settings_of(kind: type, what: str, given: Mapping[str, Any]) -> None:
-    names = [field.name for field in fields(kind)]
-    for name in given:
-        if name not in names:
-            raise unknown(f"setting of {what}", name, names)
+    types = {field.name: field.type for field in fields(kind)}
+    for name, value in given.items():
+        if name not in types:
+            raise unknown(f"setting of {what}", name, types)
+        takes = (int, float) if types[name] is float else (types[name],)
+        if type(value) not in takes:
+            raise BadInput(f"{what}: {name} must be {_KINDS[types[name]]}, not {value!r}")
     try:
         kind(**given)
     except TypeError as error:

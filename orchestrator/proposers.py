@@ -2,10 +2,11 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import optuna
 
 from orchestrator import samplers
@@ -13,10 +14,11 @@ from orchestrator.book import Book, Proposal
 from orchestrator.feasible import LISTABLE, Feasible
 from orchestrator.recipe import StageSpec, domains_in
 from orchestrator.samplers.distributions import decode, distributions, encode
+from orchestrator.samplers.grid import point
 from orchestrator.schedulers import Population
 from spaces import Space
 from spaces.domains import ParamSpace
-from spaces.seeding import derive_seed, generator
+from spaces.seeding import derive_seed, generator, stable_hash
 from spaces.space import sample, size
 
 ATTEMPTS = 50  # asks of the sampler for a new feasible candidate before one is drawn at random
@@ -45,10 +47,10 @@ class SearchProposer:
         candidates: Sequence[Proposal] | None = None,
     ) -> None:
         self.stage, self.space, self.feasible, self.seed = stage, space, feasible, seed
-        self.candidates = candidates
         self.hyper: ParamSpace = domains_in(stage.settings()) if stage.trial == "distill" else {}
+        self.candidates = None if candidates is None else self._distinct(candidates)
         self.param_space: ParamSpace = {**space.param_space, **self.hyper}
-        self.total = stage.trials or (len(candidates) if candidates is not None else 1)
+        self.total = stage.trials or (1 if self.candidates is None else len(self.candidates))
 
     def propose(self, book: Book) -> Proposal | None:
         number = len(book.proposals)
@@ -80,9 +82,14 @@ class SearchProposer:
         """What is not searched: all that is known of a survivor."""
         if self.candidates is None:
             return {}
-        survivor = self.candidates[number % len(self.candidates)]
-        found = {name: value for name, value in survivor.params.items() if name in self.hyper}
-        return {**survivor.arch, **found}
+        return self._known(self.candidates[number % len(self.candidates)])
+
+    def _known(self, survivor: Proposal) -> dict[str, Any]:
+        return {**survivor.arch, **{name: value for name, value in survivor.params.items() if name in self.hyper}}
+
+    def _distinct(self, survivors: Sequence[Proposal]) -> list[Proposal]:
+        """Without those that differ only in hyperparameters that this stage does not have."""
+        return list({stable_hash(self._known(survivor)): survivor for survivor in reversed(survivors)}.values())[::-1]
 
     def _new(self, params: Mapping[str, Any], book: Book) -> Proposal | None:
         """The proposal of a point; None if it is over a limit or known."""
@@ -102,13 +109,21 @@ class SearchProposer:
             found = self._new({**sample(self.hyper, rng), **arch, **fixed}, book)
             if found is not None:
                 return found
-        if not fixed:
-            rng = generator(self.seed, self.stage.name, "listed", number)
-            for arch in self.feasible.listed():
-                found = self._new({**arch, **sample(self.hyper, rng)}, book)
+        rng = generator(self.seed, self.stage.name, "listed", number)
+        for arch in [fixed] if fixed else self.feasible.listed():
+            for hyper in self._hyper_points(arch, rng):
+                found = self._new({**arch, **hyper}, book)
                 if found is not None:
                     return found
         return None
+
+    def _hyper_points(self, fixed: Mapping[str, Any], rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+        """Every choice of the hyperparameters that are not fixed, or one at random where there is no end of them."""
+        free = {name: domain for name, domain in self.hyper.items() if name not in fixed}
+        if size(free) <= LISTABLE:
+            yield from (point(free, index) for index in range(int(size(free))))
+        else:
+            yield sample(free, rng)
 
     def _ask(
         self, study: optuna.Study, number: int, attempt: int, fixed: Mapping[str, Any]
@@ -194,9 +209,13 @@ class PopulationProposer:
         before = range((generation - 1) * members, generation * members)
         if not all(trial.done for p in before for trial in book.taught(p)):
             return None
-        standing = {p % members: (start, book.value(p) or math.nan, book.proposals[p].params) for p in before}
+        standing = {p % members: (start, _or_nan(book.value(p)), book.proposals[p].params) for p in before}
         donor, params = self.population.next(member, start, standing)
         parent = book.taught(before[donor])[0]
-        if parent.status == "failed":
+        if book.status(before[donor]) == "failed":
             return None  # and so has everybody else: there is nobody to copy
         return replace(self.student, params=params, parent=parent.number, start_epoch=start, until=until)
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -106,18 +106,22 @@ def check_run(path: Path) -> None:
 
 def holder(path: Path) -> int | None:
     """The process that holds the run, or None."""
-    with open(path / "lock", "a+") as file:
+    if not (path / "lock").is_file():
+        return None
+    with open(path / "lock") as file:  # for reading: a run may lie where this user cannot write
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
-            file.seek(0)
             return int(file.read() or 0)
     return None
 
 
 def _take_lock(path: Path) -> Any:
     """The lock file, held until it is closed or the process ends, however it ends."""
-    file = open(path / "lock", "a+")  # noqa: SIM115 (held for the life of the run)
+    try:
+        file = open(path / "lock", "a+")  # noqa: SIM115 (held for the life of the run)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written to: {error.strerror}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -169,14 +169,15 @@ class Population:
                 An objective that is NaN is the worst of all, and nobody copies it.
 
         Returns:
-            The member itself and its own hyperparameters; or, in the bottom quantile, a member of the top quantile
-            and what was explored around its hyperparameters.
+            The member itself and its own hyperparameters; or, if it failed or is in the bottom quantile, a member of
+            the top quantile and what was explored around its hyperparameters.
         """
         own = dict(standing[member][2])
         rank = sorted(standing, key=lambda m: (_worst_if_nan(standing[m][1]), -m))
         moved = min(math.ceil(len(rank) * self.quantile), len(rank) // 2)
         donors = [m for m in rank[len(rank) - moved :] if not math.isnan(standing[m][1])]
-        if member not in rank[:moved] or not donors:
+        failed = math.isnan(standing[member][1])  # it has no weights to go on with
+        if not (failed or member in rank[:moved]) or not donors:
             return member, own
         rng = generator(self.seed, "pbt", member, epoch)
         donor = donors[int(rng.integers(len(donors)))]

@@ -17,7 +17,8 @@ def ranking(results: analysis.Results, table: pd.DataFrame) -> RenderableType:
     """The ranked students, with the teacher and the cost below."""
     shown = Table(title=f"students of {results.teacher.get('name', 'no teacher')}", title_justify="left")
     settings = any(name.startswith("set.") and table[name].notna().any() for name in table)
-    columns = [column for column in _COLUMNS if column[1][0] in table or (column[0] == "with" and settings)]
+    known = {name for name in table if table[name].notna().any()}
+    columns = [column for column in _COLUMNS if column[1][0] in known or (column[0] == "with" and settings)]
     for title, _, style in columns:
         shown.add_column(title, justify="left" if title in ("student", "with") else "right", style=style)
     for _, row in table.iterrows():
@@ -54,8 +55,8 @@ def _cell(title: str, names: tuple[str, ...], row: pd.Series) -> str:
     if title == "student":
         return student_name(row["arch"])
     if title == "with":
-        settings = {name.rsplit(".", 1)[-1]: row[name] for name in row.index if name.startswith("set.")}
-        return " ".join(f"{name} {_short(value)}" for name, value in settings.items() if not pd.isna(value))
+        settings = {name: row[name] for name in row.index if name.startswith("set.") and not pd.isna(row[name])}
+        return " ".join(f"{_shortened(name, settings)} {_short(value)}" for name, value in settings.items())
     value = row[names[0]]
     if pd.isna(value):
         return "-"
@@ -67,6 +68,13 @@ def _cell(title: str, names: tuple[str, ...], row: pd.Series) -> str:
         spread = row.get(names[1], math.nan)
         return f"{100 * value:.2f}" + ("" if pd.isna(spread) else f" ± {100 * spread:.2f}")
     return f"{value:.3f}"
+
+
+def _shortened(name: str, others: Mapping[str, Any]) -> str:
+    """The last part of a dotted name, or its last two where that alone would not tell it from another."""
+    parts = name.split(".")
+    alike = sum(other.split(".")[-1] == parts[-1] for other in others)
+    return parts[-1] if alike == 1 else ".".join(parts[-2:])
 
 
 def _short(value: Any) -> str:

@@ -52,10 +52,7 @@ class StageRun:
         slots = self.slots()
         started = time.monotonic()
         quiet()
-        for trial in self.book.unfinished():
-            # Told to stop just before the run was killed.
-            if trial.status == "stopped":
-                self.book.end(trial.number, "stopped")
+        self.book.end_stopped()
         self._tuner(slots).fit()
         if self.book.unfinished():
             raise Interrupted

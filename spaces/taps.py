@@ -1,5 +1,6 @@
 """Where to look into a network that dux did not build: its feature maps and its classifier, found by running it."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -48,10 +49,8 @@ def find_taps(net: nn.Module, task: Task) -> tuple[tuple[str, ...], str]:
         linear = [f"{c.name} ({c.module.out_features})" for c in calls if isinstance(c.module, nn.Linear)]
         raise BadInput(f"no linear layer gives logits of {task.classes} classes; linear layers: {linear or 'none'}")
     if task.image_size < LARGE:
-        try:
+        with suppress(BadInput):  # of a network made for one image size; what was seen there has to do
             calls, _ = _trace(net, replace(task, image_size=LARGE))
-        except BadInput:
-            pass  # made for its own image size; what was seen there has to do
     taps: dict[int, _Call] = {}
     for call in calls:
         # Attention weights pass through these two and look like maps.

@@ -219,7 +219,7 @@ class DistillTrial(_Trial):
         metrics |= self._evaluated("valid", self.context.data.valid)
         objective = self.context.objective or {"valid_accuracy": 1.0}
         metrics["objective"] = sum(weight * metrics[name] for name, weight in objective.items())
-        if self.context.test and epoch >= self.spec["until"]:
+        if self.context.test and epoch >= self.context.epochs:
             tested = self._evaluated("test", self.context.data.test)
             metrics |= {name if name.startswith("test_") else f"test_{name}": value for name, value in tested.items()}
         if not math.isfinite(metrics["objective"]):

@@ -163,6 +163,19 @@ def test_a_final_of_few_leaves_the_target_to_the_stage_before(new_run: Callable[
     assert few.set_index("predictor").loc["snip", "n"] == 3
 
 
+def test_controls_have_no_say(new_run: Callable[..., Any]) -> None:
+    tables = []
+    for controls in (False, True):
+        run = new_run(f"controls-{controls}")
+        _planted(run, 12)
+        for i in range(12 if controls else 0):
+            # In the reverse order, and by far: one that counted would turn every mean around.
+            run.distil("short", 100 + i, [-9.0 * i, 9.0 * i, -90.0 * i], control=True, proposal=i,
+                       width=int(1 + np.random.default_rng(i).integers(12)))  # fmt: skip
+        tables.append(analysis.agreement(analysis.load(run.path), resamples=10))
+    pd.testing.assert_frame_equal(*tables)
+
+
 def test_seeds_are_averaged(run: Any) -> None:
     table = analysis.agreement(analysis.load(run.path), stage="final", resamples=5)
     params = table.set_index("predictor").loc["params"]

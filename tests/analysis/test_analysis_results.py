@@ -13,6 +13,7 @@ from pandas.testing import assert_frame_equal
 
 import analysis
 from analysis import BadInput, schema
+from analysis.schema import LAYOUT
 
 PACKAGES = ("torch", "ray", "optuna", "sklearn", "matplotlib", "spaces", "trainables", "orchestrator")
 
@@ -96,6 +97,22 @@ def test_the_first_report_of_an_epoch_counts(new_run: Callable[..., Any]) -> Non
     results = analysis.load(run.path)
     assert results.epochs["valid_accuracy"].tolist() == [0.5, 0.6, 0.7]
     assert results.trials["seconds"].tolist() == [1.5]
+
+
+def test_the_report_of_the_last_epoch_speaks_for_the_trial(new_run: Callable[..., Any]) -> None:
+    run = new_run()
+    run.stage("short", 1)
+    run.trial("short", 0)
+    for epoch in (1, 3, 2):
+        run.report("short", 0, epoch, epoch / 10)
+    trials = analysis.load(run.path).trials
+    assert trials[["epochs", "valid_accuracy", "seconds"]].values.tolist() == [[3, 0.3, 1.5]]
+
+
+def test_a_run_that_was_taken_up_again_is_not_finished(run: Any) -> None:
+    assert analysis.load(run.path).finished
+    run.add("resume")
+    assert not analysis.load(run.path).finished
 
 
 def test_pause_before_a_resumption_is_no_run_time(new_run: Callable[..., Any]) -> None:
@@ -257,12 +274,15 @@ def test_tables_are_the_same_from_parquet(run: Any, monkeypatch: pytest.MonkeyPa
         assert getattr(stored, name) == getattr(fresh, name), name
 
 
-def test_stale_broken_or_half_written_tables_are_not_used(run: Any) -> None:
+def test_stale_broken_or_half_written_tables_are_not_used(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trials, epochs = (analysis.load(run.path).trials, analysis.load(run.path).epochs)
     analysis.results.write(run.path, trials.head(1), epochs.head(1), run.file.stat().st_size - 1)
     assert len(analysis.load(run.path).trials) == len(trials)
     analysis.results.write(run.path, trials.head(1), epochs.head(1), run.file.stat().st_size)
     assert len(analysis.load(run.path).trials) == 1  # believed, as their mark says so
+    with monkeypatch.context() as patch:
+        patch.setattr("analysis.results.LAYOUT", LAYOUT + 1)
+        assert len(analysis.load(run.path).trials) == len(trials)
     run.add("resume")
     assert len(analysis.load(run.path).trials) == len(trials)
     analysis.write_tables(run.path)

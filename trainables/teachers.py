@@ -1,0 +1,264 @@
+"""Teachers: the network that a config describes, and the files that its weights come from and go to."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import spaces
+from spaces import Task
+from spaces.errors import BadInput, unknown
+from spaces.seeding import derive_seed, stable_hash
+from spaces.taps import find_taps
+from trainables.contracts import Data, Member
+from trainables.data import cache_dir
+from trainables.files import replacing
+
+# One layer under two names, in weights files of residual networks for small images.
+ALIASES = {"linear": "fc", "fc": "linear", "downsample": "shortcut", "shortcut": "downsample"}
+T = TypeVar("T")
+COUNTER = "num_batches_tracked"  # of batch norm; older files lack it, and a network at rest has no use for it
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """A teacher: where its architecture comes from, and where its weights do.
+
+    Args:
+        space, arch: a student space by name, and an architecture, which may lie outside the space's values.
+        timm, torchvision: instead, the name of a model of that package.
+        options: of the builder, such as `{"shortcut": "pad"}` or timm's `{"img_size": 32}`.
+        weights: a file of weights; see `load_weights`.
+        train_epochs: train it here for so many epochs.
+        random: leave it as it is initialised.
+        pretrained: the package's own weights; with `train_epochs`, what training starts from, with a new head where
+            the number of classes differs.
+        mean, std: the normalisation that the weights expect. Default: that of pretrained weights, else the data's.
+        seed: of the initialisation.
+    """
+
+    space: str | None = None
+    arch: Mapping[str, Any] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    timm: str | None = None
+    torchvision: str | None = None
+    weights: str | None = None
+    train_epochs: int = 0
+    random: bool = False
+    pretrained: bool = False
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        nets = {"space": self.space, "timm": self.timm, "torchvision": self.torchvision}
+        _exactly_one("its network", {name: bool(value) for name, value in nets.items()})
+        fresh = {"weights": bool(self.weights), "train_epochs": self.train_epochs > 0, "random": self.random}
+        _exactly_one("its weights", {**fresh, "pretrained": self.pretrained and not self.train_epochs})
+        if self.space and self.pretrained:
+            raise BadInput("a teacher of a space has no pretrained weights; give weights or train_epochs")
+        if bool(self.space) != bool(self.arch):
+            raise BadInput("a teacher of a space needs arch, and only such a teacher takes it")
+        if (self.mean is None) != (self.std is None):
+            raise BadInput("a teacher takes both mean and std, or neither")
+
+
+def build(config: TeacherConfig, data: Data) -> Member:
+    """The teacher at its seeded initialisation or with its package's weights; torch's generator is left as it was.
+
+    A file of weights is not read here: see `load_weights`.
+
+    Raises:
+        BadInput: an unknown network, or one that does not fit the data's images and classes.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(derive_seed(config.seed, "teacher"))
+        net, taps, head, normal = _of_space(config, data.task) if config.space else _of_package(config, data.task)
+    mean, std = normal or (data.mean, data.std)
+    if config.mean is not None and config.std is not None:
+        mean, std = config.mean, config.std
+    if not len(mean) == len(std) == data.task.channels:
+        raise BadInput(f"the teacher's mean and std need one value for each of the {data.task.channels} channels")
+    return Member(net, taps, head, mean, std)
+
+
+def load_weights(member: Member, path: str | Path) -> None:
+    """Read a network's weights from a file; nothing changes unless all of them fit. Code in a file is never run.
+
+    The file is a safetensors file or one of `torch.save`, with the state dict as such or under `state_dict`, with or
+    without the prefix `module.`; layers may go by either name of `ALIASES`.
+
+    Raises:
+        BadInput: no such file, not a weights file, or weights of another network.
+    """
+    path = Path(path).expanduser()
+    state = _read(path)
+    own = {name: tensor for name, tensor in member.net.state_dict().items() if not name.endswith(COUNTER)}
+    given = {_own_name(name, own): tensor for name, tensor in state.items() if not name.endswith(COUNTER)}
+    faults = [f"lacks {name}" for name in own if name not in given]
+    faults += [f"has an unknown {name}" for name in given if name not in own]
+    faults += [
+        f"{name} is {list(given[name].shape)}, not {list(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    if faults:
+        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise BadInput(f"{path} does not fit the network: {'; '.join(faults[:3])}{more}")
+    for name, tensor in given.items():
+        if not tensor.isfinite().all():
+            raise BadInput(f"{path}: {name} holds values that are not finite")
+    member.net.load_state_dict(given, strict=False)
+
+
+def save_weights(member: Member, path: str | Path) -> None:
+    """Write a network's weights to a safetensors file, which is there as a whole or not at all.
+
+    Raises:
+        BadInput: the file cannot be written.
+    """
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in member.net.state_dict().items()}
+    try:
+        with replacing(Path(path).expanduser()) as temporary:
+            save_file(state, temporary)
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"cannot write {path}: {_line(error)}") from error
+
+
+def weights_hash(member: Member) -> str:
+    """16 hexadecimal digits that name a network's weights: sha256 of names, shapes and bytes, in order."""
+    digest = hashlib.sha256()
+    for name, tensor in member.net.state_dict().items():
+        if name.endswith(COUNTER):
+            continue  # files of weights need not have it, and no output depends on it
+        digest.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def describe(config: TeacherConfig) -> str:
+    """A short name, such as `resnet 9-9-9 width 16`."""
+    if not config.space:
+        return str(config.timm or config.torchvision)
+    arch = dict(config.arch or {})
+    depths = "-".join(str(arch.pop(name)) for name in list(arch) if name.startswith("depth"))
+    return " ".join(filter(None, [config.space, depths, *(f"{name} {value}" for name, value in arch.items())]))
+
+
+def kept_path(config: TeacherConfig, data: Data, recipe_hash: str) -> Path:
+    """Where a teacher that was trained so on this data is kept, for the next search."""
+    return cache_dir() / "teachers" / f"{stable_hash([asdict(config), data.fingerprint, recipe_hash])[:16]}.safetensors"
+
+
+Normal = tuple[Sequence[float], Sequence[float]]
+_Net = tuple[nn.Module, tuple[str, ...], str, Normal | None]
+
+
+def _of_space(config: TeacherConfig, task: Task) -> _Net:
+    space, arch = spaces.get(str(config.space)), dict(config.arch or {})
+    for name in arch:
+        if name not in space.param_space:
+            raise unknown(f"choice of space {space.name!r}", name, space.param_space)
+    for name in space.param_space:
+        if name not in arch:
+            raise BadInput(f"the teacher's arch lacks {name!r} of space {space.name!r}")
+    net = _made(lambda: space.restrict({}, **config.options).build(arch, task), f"space {space.name!r}")
+    find_taps(net, task)  # refuses what was built but cannot be run
+    return net, space.taps, space.head, None
+
+
+def _of_package(config: TeacherConfig, task: Task) -> _Net:
+    package, name = ("timm", config.timm) if config.timm else ("torchvision", config.torchvision)
+    net, normal, classes = PACKAGES[package](str(name), config, task)
+    if config.pretrained and not config.train_epochs and classes != task.classes:
+        raise BadInput(f"{name} is pretrained for {classes} classes, the data has {task.classes}; set train_epochs too")
+    return net, *find_taps(net, task), normal
+
+
+def _of_timm(name: str, config: TeacherConfig, task: Task) -> tuple[nn.Module, Normal | None, int]:
+    import timm  # here, for importing it takes seconds that other teachers need not pay
+
+    if not timm.is_model(name):
+        raise unknown_model("timm", name, timm.list_models())
+    given = {"num_classes": task.classes, "in_chans": task.channels, **config.options}
+    net = _made(lambda: timm.create_model(name, pretrained=config.pretrained, **given), f"timm's {name}")
+    about = net.pretrained_cfg
+    fits = config.pretrained and len(about["mean"]) == task.channels
+    return net, (about["mean"], about["std"]) if fits else None, int(about["num_classes"])
+
+
+def _of_torchvision(name: str, config: TeacherConfig, task: Task) -> tuple[nn.Module, Normal | None, int]:
+    from torchvision import models  # here, for importing it takes seconds that other teachers need not pay
+
+    if name not in models.list_models(module=models):
+        raise unknown_model("torchvision", name, models.list_models(module=models))
+    net = _made(lambda: models.get_model(name, num_classes=task.classes, **config.options), f"torchvision's {name}")
+    if not config.pretrained:
+        return net, None, task.classes
+    weights = models.get_model_weights(name).DEFAULT
+    state = _made(lambda: weights.get_state_dict(progress=False, check_hash=True), f"the weights of {name}")
+    own = net.state_dict()
+    net.load_state_dict({key: value for key, value in state.items() if value.shape == own[key].shape}, strict=False)
+    transform = weights.transforms()
+    return net, (transform.mean, transform.std), len(weights.meta["categories"])
+
+
+PACKAGES = {"timm": _of_timm, "torchvision": _of_torchvision}
+
+
+def unknown_model(package: str, name: str, known: Sequence[str]) -> BadInput:
+    """The error for a model that a package does not have: the nearest ones, for it has over a thousand."""
+    near = sorted(known, key=lambda other: -len(set(other) & set(name)))[:0]
+    return BadInput(f"{package} has no model {name!r} {near}")
+
+
+def _made(make: Callable[[], T], what: str) -> T:
+    """What a builder of others gives; whatever it raises is said in one line."""
+    try:
+        return make()
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(f"{what} cannot be made: {_line(error)}") from error
+
+
+def _exactly_one(what: str, given: Mapping[str, bool]) -> None:
+    chosen = [name for name, is_given in given.items() if is_given]
+    if len(chosen) != 1:
+        raise BadInput(f"a teacher takes {what} from exactly one of {', '.join(given)}, not from {chosen or 'none'}")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file by name, without the prefix of `nn.DataParallel`."""
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file of weights")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise BadInput(f"{path}: damaged, or holds more than tensors, which is not read for it can run code") from error
+    except Exception as error:  # torch raises whatever its reader of a damaged file stumbles on
+        raise BadInput(f"{path}: no whole file of weights: {_line(error)}") from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise BadInput(f"{path}: holds no tensors by name, as such or under `state_dict`")
+    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _own_name(name: str, own: Mapping[str, Tensor]) -> str:
+    other = ".".join(ALIASES.get(part, part) for part in name.split("."))
+    return other if name not in own and other in own else name
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
