@@ -231,26 +231,31 @@ class Book:
         return sorted(known, key=lambda p: (-reached[p], fronts[p], -(self.value(p) or 0.0), p))
 
     def pareto_values(self, proposal: int) -> list[float]:
-        """What a finished proposal has reached in each of the stage's `pareto` columns, turned so that more is better."""
+        """What a finished proposal has reached in each of the stage's `pareto` columns, turned so that more is better.
+
+        NaN where a score could not be computed.
+        """
         values = []
         for name in self.stage.pareto:
             if name in self.proposals[proposal].cost:
                 values.append(-float(self.proposals[proposal].cost[name]))
             else:
                 sign = -1 if direction(name) == "lower" else 1
-                values.append(sign * float(np.mean([t.metrics[name] for t in self.taught(proposal)])))
+                reached = np.array([t.metrics[name] for t in self.taught(proposal)], dtype=float)  # None becomes NaN
+                values.append(sign * float(reached.mean()))
         return values
 
     def _fronts(self, known: list[int]) -> dict[int, int]:
         """The number of each proposal's Pareto front; all 0 where the stage has one objective."""
         fronts = dict.fromkeys(known, 0)
         values = {p: np.array(self.pareto_values(p)) for p in known} if self.stage.pareto else {}
-        left, number = set(values), 0
+        left, number = {p for p in values if not np.isnan(values[p]).any()}, 0
         while left:
             front = {p for p in left if not any(_dominates(values[q], values[p]) for q in left)}
             fronts |= dict.fromkeys(front, number)
             left, number = left - front, number + 1
-        return fronts
+        # Without all its values a proposal dominates nothing and is dominated by nothing: it comes last.
+        return fronts | {p: number for p in values if np.isnan(values[p]).any()}
 
     def count(self, status: Status) -> int:
         """How many trials are in this state."""

@@ -36,6 +36,15 @@ def _first_line(thing: Any) -> str:
     return (inspect.getdoc(thing) or "").partition("\n")[0]
 
 
+def _data() -> dict[str, str]:
+    from trainables.data import SOURCES, TORCHVISION
+
+    return {
+        name: f"torchvision.datasets.{name}" if name in TORCHVISION else _first_line(source)
+        for name, source in SOURCES.items()
+    }
+
+
 def _table(module: str, name: str, described: Callable[[Any], Any]) -> Callable[[], dict[str, str]]:
     def rows() -> dict[str, str]:
         table: Mapping[str, Any] = getattr(__import__(module, fromlist=[name]), name)
@@ -51,5 +60,5 @@ CATALOGUE: dict[str, Callable[[], dict[str, str]]] = {
     "samplers": _table("orchestrator.samplers", "SAMPLERS", lambda entry: entry),
     "schedulers": _table("orchestrator.schedulers", "SCHEDULERS", lambda entry: entry),
     "recipes": _recipes,
-    "data": _table("trainables.data", "SOURCES", lambda entry: entry),
+    "data": _data,
 }

@@ -59,7 +59,7 @@ def resume(path: RunPath, address: Address = None) -> None:
 def status(path: RunPath) -> None:
     """How far a run is, and what has failed."""
     import analysis
-    from orchestrator import run as runs
+    from orchestrator import run_directory as runs
     from orchestrator import show
 
     runs.check_run(path)

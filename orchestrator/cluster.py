@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import ray
 
-from orchestrator.run import RunFailed
+from orchestrator.run_directory import RunFailed
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from orchestrator import cluster
 from orchestrator.pipeline import Search, execute
 from orchestrator.progress import Progress
 from orchestrator.recipe import Recipe
-from orchestrator.run import Run, RunFailed, check_new, check_run
+from orchestrator.run_directory import Run, RunFailed, check_new, check_run
 from orchestrator.stage import Interrupted
 
 

@@ -18,7 +18,7 @@ from orchestrator.feasible import Feasible
 from orchestrator.ledger import Event, Ledger
 from orchestrator.proposers import PopulationProposer, SearchProposer
 from orchestrator.recipe import Recipe, StageSpec, TeacherSpec, domains_in, resolved
-from orchestrator.run import Run, RunFailed
+from orchestrator.run_directory import Run, RunFailed
 from orchestrator.stage import Interrupted, StageFailed, StageRun, stage_folder
 from spaces import BadInput, Space, unknown
 from spaces.seeding import generator

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 
 from orchestrator.book import Book
-from orchestrator.run import Run
+from orchestrator.run_directory import Run
 
 SECONDS_BETWEEN = {"display": 0.25, "tables": 15.0}
 

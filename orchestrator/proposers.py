@@ -89,7 +89,10 @@ class SearchProposer:
 
     def _distinct(self, survivors: Sequence[Proposal]) -> list[Proposal]:
         """Without those that differ only in hyperparameters that this stage does not have."""
-        return list({stable_hash(self._known(survivor)): survivor for survivor in reversed(survivors)}.values())[::-1]
+        found: dict[str, Proposal] = {}
+        for survivor in survivors:
+            found.setdefault(stable_hash(self._known(survivor)), survivor)
+        return list(found.values())
 
     def _new(self, params: Mapping[str, Any], book: Book) -> Proposal | None:
         """The proposal of a point; None if it is over a limit or known."""
@@ -125,9 +128,7 @@ class SearchProposer:
         else:
             yield sample(free, rng)
 
-    def _ask(
-        self, study: optuna.Study, number: int, attempt: int, fixed: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def _ask(self, study: optuna.Study, number: int, attempt: int, fixed: Mapping[str, Any]) -> dict[str, Any]:
         """What the sampler suggests beside what is fixed. A study that is asked again knows what it said before."""
         name, free = self.stage.sampler.name, self._free(fixed)
         # A model learns from the fixed names too; a grid would only repeat itself over them.
@@ -157,7 +158,8 @@ class SearchProposer:
         proposal, status, value = book.proposals[p], book.status(p), book.value(p)
         states = {"failed": State.FAIL, "stopped": State.PRUNED, "completed": State.COMPLETE}
         state = states.get(status, State.RUNNING)
-        if value is None and state != State.RUNNING:
+        values = [] if value is None else book.pareto_values(p) or [value]
+        if state != State.RUNNING and not (values and all(map(math.isfinite, values))):
             state = State.FAIL
         if state == State.PRUNED and (self.stage.sampler.name not in PRUNING_SAMPLERS or self.stage.pareto):
             state = State.COMPLETE  # at its fidelity: otherwise the sampler would learn from the survivors alone
@@ -166,7 +168,7 @@ class SearchProposer:
         }
         return optuna.trial.create_trial(
             state=state,
-            values=(book.pareto_values(p) or [value]) if state == State.COMPLETE else None,
+            values=values if state == State.COMPLETE else None,
             params=encode(self.param_space, {**proposal.arch, **proposal.params}),
             distributions=distributions(self.param_space),
             intermediate_values={} if self.stage.pareto else curve,

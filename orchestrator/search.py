@@ -11,6 +11,7 @@ from ray.tune.search import Searcher
 from orchestrator.book import Book, Proposer, Trial
 
 Config = dict[str, Any]
+WORKER_LOST = "its worker was lost too often (killed, or out of memory)"
 
 
 class _NotTunesToKeep:
@@ -29,6 +30,7 @@ class BookSearcher(_NotTunesToKeep, Searcher):
         super().__init__(metric="objective", mode="max")
         self.book, self.proposer, self.make_config, self.chunk = book, proposer, make_config, chunk
         self._handed_out: set[int] = set()
+        self._numbers: dict[str, list[int]] = {}  # by Tune's name of the trial
 
     def suggest(self, trial_id: str) -> Config | str | None:
         """A Tune trial's config; None to wait for results; FINISHED when nothing is left."""
@@ -36,6 +38,7 @@ class BookSearcher(_NotTunesToKeep, Searcher):
         while len(trials) < self.chunk and (trial := self._next()) is not None:
             trials.append(trial)
         if trials:
+            self._numbers[trial_id] = [trial.number for trial in trials]
             return self.make_config(trials)
         waiting = self.proposer.waits and self.book.unfinished()
         return None if waiting else Searcher.FINISHED
@@ -52,7 +55,13 @@ class BookSearcher(_NotTunesToKeep, Searcher):
         return self._next()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: the scheduler has written it into the book."""
+        """What went well is in the book already. An error here is final: Tune has retried as often as it may.
+
+        (Tune tells its scheduler of an error before every retry too, so the scheduler cannot know.)
+        """
+        if error:
+            for number in self._numbers[trial_id]:
+                self.book.end(number, "failed", WORKER_LOST)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger is the truth, and a resumed stage is a new experiment made from it."""
@@ -75,14 +84,6 @@ class BookScheduler(_NotTunesToKeep, FIFOScheduler):
 
     def on_trial_complete(self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]) -> None:
         self._take(trial, result)
-
-    def on_trial_error(self, tune_controller: TuneController, trial: TuneTrial) -> None:
-        """A worker was lost more often than Tune retries."""
-        error = trial.get_pickled_error() or trial.get_error()
-        text = " ".join(str(error).split())[:300] if error else "its worker was lost"
-        for number in _numbers(trial):
-            self.book.end(number, "failed", text)
-        self.on_change(_numbers(trial))
 
     def _take(self, trial: TuneTrial, result: dict[str, Any]) -> None:
         for report in result.get("reports", []):

@@ -15,6 +15,8 @@ import analysis
 
 def ranking(results: analysis.Results, table: pd.DataFrame) -> RenderableType:
     """The ranked students, with the teacher and the cost below."""
+    if table.empty:
+        return Text("no student has finished, or none is within --where")
     shown = Table(title=f"students of {results.teacher.get('name', 'no teacher')}", title_justify="left")
     settings = any(name.startswith("set.") and table[name].notna().any() for name in table)
     known = {name for name in table if table[name].notna().any()}

@@ -103,7 +103,8 @@ class Curriculum:
                 columns_BW = torch.where(draws["flip"][:, None], columns_BW.flip(1), columns_BW)
             batch = torch.arange(len(images), device=self.device)[:, None, None]
             images = padded[batch, :, rows_BH[:, :, None], columns_BW[:, None, :]].permute(0, 3, 1, 2)
-        pixels = images.float().div_(255)
+        # Rows last whatever was drawn: gathered channels come last, and torch's CPU kernels take their layout from that.
+        pixels = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
         if self.augment.cutout:
             near = [
                 (torch.arange(size, device=self.device) - draws["centre"][:, axis, None] + self.augment.cutout // 2)

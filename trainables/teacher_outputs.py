@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -99,9 +100,20 @@ class TeacherOutputs:
         assert self._folder is not None
         key = stable_hash([*self._identity, self._views])[:16]
         path = self._folder / f"{name}-{key}.safetensors"
-        if not path.exists():
+        found = _read(path)
+        if found is None:
             with locked(path.with_suffix(".lock")):
-                if not path.exists():
+                found = _read(path)  # another process may have been faster
+                if found is None:
                     with replacing(path) as temporary:
                         save_file(compute(), temporary)
+                    found = load_file(path)
+        return found
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    """The tensors of a file, mapped; None if it is missing or damaged, since all of it can be computed again."""
+    try:
         return load_file(path)
+    except (FileNotFoundError, SafetensorError):
+        return None

@@ -1,6 +1,8 @@
 """Teachers: the network that a config describes, and the files that its weights come from and go to."""
 
+import difflib
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,9 +23,10 @@ from trainables.contracts import Data, Member
 from trainables.data import cache_dir
 from trainables.files import replacing
 
+T = TypeVar("T")
+
 # One layer under two names, in weights files of residual networks for small images.
 ALIASES = {"linear": "fc", "fc": "linear", "downsample": "shortcut", "shortcut": "downsample"}
-T = TypeVar("T")
 COUNTER = "num_batches_tracked"  # of batch norm; older files lack it, and a network at rest has no use for it
 
 
@@ -79,7 +82,8 @@ def build(config: TeacherConfig, data: Data) -> Member:
         BadInput: an unknown network, or one that does not fit the data's images and classes.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(derive_seed(config.seed, "teacher"))
+        # Not torch.manual_seed, which would seed the GPUs' generators too.
+        torch.default_generator.manual_seed(derive_seed(config.seed, "teacher"))
         net, taps, head, normal = _of_space(config, data.task) if config.space else _of_package(config, data.task)
     mean, std = normal or (data.mean, data.std)
     if config.mean is not None and config.std is not None:
@@ -100,9 +104,9 @@ def load_weights(member: Member, path: str | Path) -> None:
     """
     path = Path(path).expanduser()
     state = _read(path)
-    own = {name: tensor for name, tensor in member.net.state_dict().items() if not name.endswith(COUNTER)}
-    given = {_own_name(name, own): tensor for name, tensor in state.items() if not name.endswith(COUNTER)}
-    faults = [f"lacks {name}" for name in own if name not in given]
+    own = member.net.state_dict()
+    given = {_own_name(name, own): tensor for name, tensor in state.items()}
+    faults = [f"lacks {name}" for name in own if name not in given and not name.endswith(COUNTER)]
     faults += [f"has an unknown {name}" for name in given if name not in own]
     faults += [
         f"{name} is {list(given[name].shape)}, not {list(tensor.shape)}"
@@ -183,13 +187,14 @@ def _of_package(config: TeacherConfig, task: Task) -> _Net:
 
 
 def _of_timm(name: str, config: TeacherConfig, task: Task) -> tuple[nn.Module, Normal | None, int]:
+    """The network, the normalisation of its pretrained weights, and the number of classes that they know."""
     import timm  # here, for importing it takes seconds that other teachers need not pay
 
     if not timm.is_model(name):
-        raise unknown_model("timm", name, timm.list_models())
+        raise _unknown_model("timm", name, timm.list_models())
     given = {"num_classes": task.classes, "in_chans": task.channels, **config.options}
     net = _made(lambda: timm.create_model(name, pretrained=config.pretrained, **given), f"timm's {name}")
-    about = net.pretrained_cfg
+    about: Any = net.pretrained_cfg
     fits = config.pretrained and len(about["mean"]) == task.channels
     return net, (about["mean"], about["std"]) if fits else None, int(about["num_classes"])
 
@@ -198,14 +203,16 @@ def _of_torchvision(name: str, config: TeacherConfig, task: Task) -> tuple[nn.Mo
     from torchvision import models  # here, for importing it takes seconds that other teachers need not pay
 
     if name not in models.list_models(module=models):
-        raise unknown_model("torchvision", name, models.list_models(module=models))
-    net = _made(lambda: models.get_model(name, num_classes=task.classes, **config.options), f"torchvision's {name}")
+        raise _unknown_model("torchvision", name, models.list_models(module=models))
+    net: nn.Module = _made(
+        lambda: models.get_model(name, num_classes=task.classes, **config.options), f"torchvision's {name}"
+    )
     if not config.pretrained:
         return net, None, task.classes
     weights = models.get_model_weights(name).DEFAULT
     state = _made(lambda: weights.get_state_dict(progress=False, check_hash=True), f"the weights of {name}")
-    own = net.state_dict()
-    net.load_state_dict({key: value for key, value in state.items() if value.shape == own[key].shape}, strict=False)
+    own = {name: tensor.shape for name, tensor in net.state_dict().items()}
+    net.load_state_dict({name: value for name, value in state.items() if own.get(name) == value.shape}, strict=False)
     transform = weights.transforms()
     return net, (transform.mean, transform.std), len(weights.meta["categories"])
 
@@ -213,10 +220,10 @@ def _of_torchvision(name: str, config: TeacherConfig, task: Task) -> tuple[nn.Mo
 PACKAGES = {"timm": _of_timm, "torchvision": _of_torchvision}
 
 
-def unknown_model(package: str, name: str, known: Sequence[str]) -> BadInput:
-    """The error for a model that a package does not have: the nearest ones, for it has over a thousand."""
-    near = sorted(known, key=lambda other: -len(set(other) & set(name)))[:0]
-    return BadInput(f"{package} has no model {name!r} {near}")
+def _unknown_model(package: str, name: str, known: Sequence[str]) -> BadInput:
+    """The error for a model that a package of over a thousand does not have: it names the nearest."""
+    near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.3))
+    return BadInput(f"{package} has no model {name!r}; nearest: {near or 'none'}")
 
 
 def _made(make: Callable[[], T], what: str) -> T:
@@ -240,10 +247,10 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise BadInput(f"{path}: no such file of weights")
     try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # torch warns of files that it then refuses
+            warnings.simplefilter("ignore")
+            is_safe = path.suffix == ".safetensors"
+            state: Any = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise BadInput(f"{path}: damaged, or holds more than tensors, which is not read for it can run code") from error
     except Exception as error:  # torch raises whatever its reader of a damaged file stumbles on

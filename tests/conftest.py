@@ -1,0 +1,24 @@
+"""What every test shares: a cache of its own, one thread, and Ray where it is asked for."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, which looks at it once
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the user's cache of data and teachers out of the tests, and theirs out of it."""
+    os.environ["DUX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """A Ray of this machine alone, with two CPUs."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
