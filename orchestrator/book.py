@@ -212,7 +212,7 @@ class Book:
         states = [trial.status for trial in self.taught(proposal)]
         for status in ("failed", "running", "waiting", "stopped"):
             if status in states:
-                return status  # type: ignore[return-value]
+                return status
         return "completed"
 
     def value(self, proposal: int) -> float | None:
@@ -277,7 +277,7 @@ class Book:
         frame = pd.DataFrame([metrics for _, metrics in rows], index=[p for p, _ in rows]).astype(float)
         frame = frame.groupby(level=0).mean()  # over seeds
         combined: pd.Series = analysis.combine_ranks(frame, self.weights)
-        return {int(p): float(value) for p, value in combined.items()}
+        return dict(zip(map(int, frame.index), map(float, combined), strict=True))
 
     @cached_property
     def weights(self) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """What is shown while a run goes on: one live table in a terminal or a notebook, a line a stage elsewhere."""
 
+import io
 import time
 from types import TracebackType
 from typing import Any
@@ -122,6 +123,6 @@ def expected(book: Book) -> int:
 
 
 def _as_html(table: Table) -> str:
-    console = Console(record=True, width=110, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(record=True, width=110, file=io.StringIO())
     console.print(table)
     return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")

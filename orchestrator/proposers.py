@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -113,9 +113,10 @@ class SearchProposer:
             if found is not None:
                 return found
         rng = generator(self.seed, self.stage.name, "listed", number)
-        for arch in [fixed] if fixed else self.feasible.listed():
-            for hyper in self._hyper_points(arch, rng):
-                found = self._new({**arch, **hyper}, book)
+        listed: Iterable[Mapping[str, Any]] = [fixed] if fixed else self.feasible.listed()
+        for known in listed:
+            for hyper in self._hyper_points(known, rng):
+                found = self._new({**known, **hyper}, book)
                 if found is not None:
                     return found
         return None

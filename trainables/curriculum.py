@@ -103,7 +103,7 @@ class Curriculum:
                 columns_BW = torch.where(draws["flip"][:, None], columns_BW.flip(1), columns_BW)
             batch = torch.arange(len(images), device=self.device)[:, None, None]
             images = padded[batch, :, rows_BH[:, :, None], columns_BW[:, None, :]].permute(0, 3, 1, 2)
-        # Rows last whatever was drawn: gathered channels come last, and torch's CPU kernels take their layout from that.
+        # Gathered channels lie last, and torch's CPU kernels would take a network's layout from that.
         pixels = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
         if self.augment.cutout:
             near = [

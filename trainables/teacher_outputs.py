@@ -59,8 +59,7 @@ class TeacherOutputs:
         if self._folder is None:
             self.passes += 1
             for batch in self._curriculum.batches(epoch):
-                with torch.no_grad():
-                    yield self._compute(batch.images)
+                yield self._compute(batch.images)
             return
         kept = self._kept(f"{self._curriculum.key()}-{epoch:05d}", lambda: self._whole_epoch(epoch))
         stacked = {view: tensor.to(self._curriculum.device) for view, tensor in kept.items()}
@@ -80,12 +79,12 @@ class TeacherOutputs:
     def _whole_epoch(self, epoch: int) -> dict[str, Tensor]:
         self.passes += 1
         batches: list[dict[str, Tensor]] = []
-        with torch.no_grad():
-            for batch in self._curriculum.batches(epoch):
-                outputs = self._compute(batch.images)
-                batches.append({"logits": outputs.logits, **outputs.features})
+        for batch in self._curriculum.batches(epoch):
+            outputs = self._compute(batch.images)
+            batches.append({"logits": outputs.logits, **outputs.features})
         return {view: torch.stack([batch[view] for batch in batches]).cpu() for view in self._views}
 
+    @torch.no_grad()  # here, not around a `yield`, which would leave the student without gradients too
     def _compute(self, images: Tensor) -> Outputs:
         taps = {view.split(":")[0] for view in self._views if view != "logits"}
         raw = self._teacher().outputs(images, sorted(taps))

@@ -8,10 +8,12 @@ import math
 import os
 import time
 import traceback
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -248,8 +250,11 @@ class DistillTrial(_Trial):
     def _load(self, path: Path, fit: Fit) -> bool:
         """Whether the checkpoint could be read; a damaged one is no loss, since all of it can be computed again."""
         try:
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip() is not None:  # torch writes checksums, but does not look at them
+                    return False
             state = torch.load(path, map_location=self.context.device, weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError):
+        except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, UnpicklingError):
             return False
         fit.load_state_dict(state["fit"])
         self.history = state["history"]

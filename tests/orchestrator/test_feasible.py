@@ -46,7 +46,8 @@ def test_what_is_drawn_is_within_the_limits_and_covers_them(counted):
 
 def test_a_needle_is_found():
     """One candidate of 1,000 is within the limit: going downhill finds it."""
-    choices = {**dict.fromkeys(["depth1", "depth2", "depth3"], [1, 2, 3]), "width": list(range(2, 40))}
+    depths = [1, 2, 3]
+    choices = {"depth1": depths, "depth2": depths, "depth3": depths, "width": list(range(2, 40))}
     space = spaces.get("resnet").restrict(choices)
     smallest = {"depth1": 1, "depth2": 1, "depth3": 1, "width": 2}
     limit = params(space, smallest, DIGITS)

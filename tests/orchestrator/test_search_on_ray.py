@@ -123,9 +123,10 @@ def test_a_finished_run_is_not_run_again(finished: analysis.Results) -> None:
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "orchestrator.cli", *command], stdout=log.open("ab"), stderr=subprocess.STDOUT
-    )
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "orchestrator.cli", *command], stdout=file, stderr=subprocess.STDOUT
+        )
 
 
 def lines(ledger: Path) -> int:

@@ -222,7 +222,7 @@ def test_the_teacher_stays_as_it_was(data, name) -> None:
 
 
 def test_a_student_that_learns_gets_better(data) -> None:
-    fit = fit_of(data, CE)
+    fit = fit_of(data, CE, resnet(data, 8))
     found = [fit.run_epoch(epoch).losses["cross_entropy"] for epoch in (1, 2, 3, 4)]
     assert found[-1] < found[0] - 0.1
 
@@ -270,7 +270,7 @@ def test_weights_decay_but_neither_biases_nor_batch_norm(data, name) -> None:
     rates = [0.1 * 0.5 * (1 + math.cos(math.pi * step / (4 * STEPS))) for step in range(STEPS)]
     kept = math.prod(1 - 0.5 * rate for rate in rates)
     for key, parameter in student.named_parameters():
-        if "bn" in key or key.endswith("bias") or key.endswith("shortcut.1.weight"):
+        if "bn" in key or key.endswith(("bias", "shortcut.1.weight")):
             assert torch.equal(parameter, before[key]), key
         else:
             torch.testing.assert_close(parameter.detach(), before[key] * kept, rtol=1e-5, atol=1e-7)
@@ -317,10 +317,11 @@ def test_every_convolution_sees_the_layout_that_was_chosen(data, width) -> None:
         chosen = torch.channels_last if width == 8 else torch.contiguous_format
         strides.append((output.stride(), torch.empty(output.shape, memory_format=chosen).stride()))
 
+    fit = fit_of(data, student=student)
     for module in student.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(note)
-    fit_of(data, student=student).run_epoch(1)
+    fit.run_epoch(1)
     assert len(strides) > 8
     assert all(found == wanted for found, wanted in strides)
 

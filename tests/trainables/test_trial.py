@@ -1,0 +1,406 @@
+"""Trials without Ray: what they report, whatever interrupts them, and in whichever worker they run."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import spaces
+from spaces import Arch, BadInput, Space, Task
+from trainables import scores, teachers
+from trainables.contracts import Data
+from trainables.data import DataConfig, load
+from trainables.scores import SCORES
+from trainables.trial import DistillTrial, Json, ScoreTrial, StageContext, TeacherContext, checkpoint_path
+
+EPOCHS = 4
+ARCH = {"depth1": 1, "depth2": 1, "depth3": 1, "width": 4}
+KD: dict[str, Any] = {"cross_entropy": 0.1, "kd": {"weight": 0.9}}
+LOSSES: dict[str, dict[str, Any]] = {"kd": KD, "connector": {"cross_entropy": 0.1, "fitnets": 1.0}}
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return load(DataConfig(subset=64, valid=40, test_subset=40))
+
+
+@pytest.fixture
+def context(data: Data, tmp_path: Path) -> StageContext:
+    config = teachers.TeacherConfig(space="resnet", arch={**ARCH, "width": 6}, random=True)
+    member = teachers.build(config, data)
+    weights = {name: tensor.numpy() for name, tensor in member.net.state_dict().items()}
+    for array in weights.values():
+        array.flags.writeable = False  # as they come from the object store
+    teacher = TeacherContext(config, weights, teachers.weights_hash(member), tmp_path / "teacher-outputs")
+    return StageContext(data, spaces.get("resnet"), teacher, 0, tmp_path / "stage", gpu=False, epochs=EPOCHS)
+
+
+def config_of(number: int = 0, losses: Mapping[str, Any] = KD, learning_rate: float = 0.05, **changed: Any) -> Json:
+    settings = {
+        "losses": losses,
+        "optimizer": {"learning_rate": learning_rate},
+        "batch_size": 32,
+        "augment": {"crop": 1},
+    }
+    base = {"number": number, "seed": 0, "arch": ARCH, "control": False, "settings": settings}
+    return {**base, "until": EPOCHS, "reported": 0, "parent": None, **changed}
+
+
+def started(kind: type[Any], config: Json, context: StageContext) -> Any:
+    """A trial as in a worker, without Tune's own constructor, which needs Ray."""
+    trial = kind.__new__(kind)
+    trial.setup(config, context=context)
+    return trial
+
+
+def steps(trial: Any, count: int | None = None) -> list[Json]:
+    """The reports of so many steps, or of all until the trial is done; each can be written to a ledger as JSON."""
+    found: list[Json] = []
+    done = False
+    while not done and (count is None or len(found) < count):
+        result = trial.step()
+        [report] = result["reports"]
+        done = result["done"]
+        assert done == report["done"]
+        found.append(json.loads(json.dumps(report)))
+    return found
+
+
+def distil(config: Json, context: StageContext, count: int | None = None) -> list[Json]:
+    return steps(started(DistillTrial, config, context), count)
+
+
+def elsewhere(context: StageContext) -> StageContext:
+    """The same stage in another folder."""
+    return replace(context, folder=context.folder.with_name("other"))
+
+
+def numbers(reports: list[Json]) -> str:
+    """What must be the same bit for bit: all but times, places and who paid for the teacher. NaN equals NaN."""
+    kept = [
+        {**report, "metrics": {k: v for k, v in report["metrics"].items() if not k.endswith(("seconds", "passes"))}}
+        for report in reports
+    ]
+    return json.dumps([{k: v for k, v in r.items() if k not in ("seconds", "worker", "number")} for r in kept])
+
+
+def weights(context: StageContext, number: int = 0) -> Json:
+    return torch.load(checkpoint_path(context.folder, number), weights_only=True)["fit"]["student"]
+
+
+def assert_same_weights(one: Json, other: Json) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+# What a distillation reports
+
+
+def test_a_report_has_its_figures_and_their_costs(context) -> None:
+    context = replace(context, objective={"valid_accuracy": 1.0, "teacher_similarity": 0.25})
+    reports = distil(config_of(number=5), context)
+    assert [report["epoch"] for report in reports] == [1, 2, 3, 4]
+    assert [report["done"] for report in reports] == [False, False, False, True]
+    for report in reports:
+        metrics = report["metrics"]
+        assert report["number"] == 5
+        assert report["worker"]
+        assert metrics["objective"] == metrics["valid_accuracy"] + 0.25 * metrics["teacher_similarity"]
+        assert metrics["train_loss"] == pytest.approx(0.1 * metrics["cross_entropy_loss"] + 0.9 * metrics["kd_loss"])
+        assert {"agreement", "kl", "cka", "rdm"} <= metrics.keys()
+        assert metrics["teacher_passes"] == 1
+        parts = [metrics[f"{name}_seconds"] for name in ("student", "teacher", "evaluate")]
+        assert min(parts) > 0
+        assert sum(parts) <= report["seconds"]
+    # The second student finds the teacher's outputs.
+    assert [report["metrics"]["teacher_passes"] for report in distil(config_of(number=6, seed=1), context)] == [0] * 4
+
+
+def test_numbers_follow_from_the_seed_and_from_nothing_else(context) -> None:
+    first = distil(config_of(), context)
+    torch.manual_seed(99)
+    assert numbers(distil(config_of(number=1), context)) == numbers(first)
+    live = replace(context, teacher=replace(context.teacher, outputs=None))
+    assert numbers(distil(config_of(number=2), live)) == numbers(first)
+    assert numbers(distil(config_of(number=3, seed=1), context)) != numbers(first)
+    assert numbers(distil(config_of(number=4), replace(context, seed=1))) != numbers(first)
+
+
+def test_the_test_images_are_looked_at_once_and_last(context) -> None:
+    finals = distil(config_of(), replace(context, test=True))
+    others = distil(config_of(number=1), context)
+    for report in finals[:-1] + others:
+        assert not any(name.startswith("test_") for name in report["metrics"])
+    last = finals[-1]["metrics"]
+    tested = {name for name in last if name.startswith("test_")}
+    assert {"test_accuracy", "test_agreement"} <= tested
+    assert {name: last[name] for name in last if name not in tested}.keys() == others[-1]["metrics"].keys()
+
+
+def test_a_control_learns_from_the_labels_alone(context) -> None:
+    control = distil(config_of(control=True), context)
+    plain = distil(config_of(number=1, losses={"cross_entropy": 1.0}), context)
+    taught = distil(config_of(number=2), context)
+    assert numbers(control) == numbers(plain)
+    assert_same_weights(weights(context, 0), weights(context, 1))
+    assert numbers(control) != numbers(taught)
+    for report in control:
+        assert "kd_loss" not in report["metrics"]
+        assert report["metrics"]["teacher_passes"] == 0
+        assert "agreement" in report["metrics"]  # compared with the teacher it is
+
+
+def test_without_a_teacher_there_is_no_likeness_to_one(context) -> None:
+    reports = distil(config_of(losses={"cross_entropy": 1.0}), replace(context, teacher=None))
+    assert {"valid_accuracy", "objective", "train_loss"} <= reports[-1]["metrics"].keys()
+    assert not {"agreement", "kl", "cka", "rdm"} & reports[-1]["metrics"].keys()
+    # The teacher is no part of what a plain training gives.
+    with_one = distil(config_of(losses={"cross_entropy": 1.0}), elsewhere(context))
+    assert reports[-1]["metrics"]["train_loss"] == with_one[-1]["metrics"]["train_loss"]
+
+
+# Interruptions
+
+
+@pytest.mark.parametrize("losses", LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize("at", range(1, EPOCHS))
+def test_a_trial_resumed_after_any_epoch_equals_an_uninterrupted_one(context, losses, at) -> None:
+    context = replace(context, test=True)
+    whole = distil(config_of(losses=losses), context)
+    other = elsewhere(context)
+    before = distil(config_of(losses=losses), other, at)
+    after = distil(config_of(losses=losses, reported=at), other)
+    assert numbers(before + after) == numbers(whole)
+    assert_same_weights(weights(other), weights(context))
+
+
+def test_what_was_trained_but_not_reported_is_reported_without_training(context) -> None:
+    whole = distil(config_of(), context)
+    path = checkpoint_path(context.folder, 0)
+    stamp = path.stat().st_mtime_ns
+    assert numbers(distil(config_of(reported=1), context)) == numbers(whole[1:])
+    assert path.stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_what_was_reported_but_is_not_in_the_checkpoint_is_trained_and_not_reported_again(context, found) -> None:
+    whole = distil(config_of(), context)
+    other = elsewhere(context)
+    if found:
+        distil(config_of(), other, 1)
+    assert numbers(distil(config_of(reported=3), other)) == numbers(whole[3:])
+    assert_same_weights(weights(other), weights(context))
+
+
+def flipped(raw: bytes, at: int) -> bytes:
+    """64 bytes with all bits turned over."""
+    return raw[:at] + bytes(255 - byte for byte in raw[at : at + 64]) + raw[at + 64 :]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda raw: b"",
+    "half": lambda raw: raw[: len(raw) // 2],
+    "byte": lambda raw: raw[:-1],
+    "text": lambda raw: b"not a checkpoint at all\n" * 9,
+    "zeros": lambda raw: bytes(len(raw)),
+    "start": lambda raw: flipped(raw, 0),
+    "weights": lambda raw: flipped(raw, len(raw) // 2),
+    "end": lambda raw: flipped(raw, len(raw) - 64),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_costs_its_epochs_and_changes_nothing(context, damage) -> None:
+    whole = distil(config_of(), context)
+    other = elsewhere(context)
+    distil(config_of(), other, 2)
+    path = checkpoint_path(other.folder, 0)
+    path.write_bytes(damage(path.read_bytes()))
+    assert numbers(distil(config_of(reported=2), other)) == numbers(whole[2:])
+    assert_same_weights(weights(other), weights(context))
+
+
+def test_a_killed_save_leaves_the_last_checkpoint(context, monkeypatch) -> None:
+    distil(config_of(), context, 2)
+    before = checkpoint_path(context.folder, 0).read_bytes()
+
+    def dying(state: Any, path: Path) -> None:
+        path.write_bytes(b"the first half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", dying)
+    [report] = distil(config_of(reported=2), context, 1)
+    assert report["failed"].startswith("OSError: [Errno 28] No space left on device (test_trial.py:")
+    assert checkpoint_path(context.folder, 0).read_bytes() == before
+    assert [path.name for path in (context.folder / "checkpoints").iterdir()] == ["00000.pt"]
+
+
+# Starting from a parent (population based training)
+
+
+def test_a_child_with_its_parent_s_settings_goes_on_as_the_parent_would_have(context) -> None:
+    whole = distil(config_of(), context)
+    other = elsewhere(context)
+    distil(config_of(until=2), other)
+    child = config_of(number=1, parent=0, reported=2)
+    assert numbers(distil(child, other)) == numbers(whole[2:])
+    assert_same_weights(weights(other, 1), weights(context))
+    # The child is its own from its first epoch on.
+    shutil.move(checkpoint_path(other.folder, 0), checkpoint_path(other.folder, 9))
+    assert numbers(distil({**child, "reported": 3}, other)) == numbers(whole[3:])
+
+
+def test_a_child_starts_from_its_parent_s_weights_with_its_own_settings(context) -> None:
+    distil(config_of(until=2), context)
+    parent, tiny = weights(context), 1e-9
+    [report] = distil(config_of(number=1, parent=0, reported=2, until=3, learning_rate=tiny), context)
+    assert report["epoch"] == 3
+    for name, tensor in weights(context, 1).items():
+        if name.endswith(("weight", "bias")):
+            torch.testing.assert_close(tensor, parent[name], rtol=0, atol=1e-6)
+    distil(config_of(number=2, parent=0, reported=2, until=3, learning_rate=0.5), context)
+    moved = (weights(context, 2)["net.fc.weight"] - parent["net.fc.weight"]).abs().max()
+    assert moved > 1e-3
+
+
+def test_a_child_whose_parent_is_lost_fails_and_says_so(context) -> None:
+    [report] = distil(config_of(number=1, parent=7, reported=2), context)
+    assert "checkpoint of trial 7" in report["failed"]
+
+
+# Failures
+
+
+def building(error: Exception) -> Space:
+    """The space, whose students of width 5 cannot be built."""
+    space = spaces.get("resnet")
+
+    def build(arch: Arch, task: Task, **options: Any) -> nn.Module:
+        if arch["width"] == 5:
+            raise error
+        return space.builder(arch, task, **options)
+
+    return replace(space, builder=build)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("no such\n  width"), "RuntimeError: no such width (test_trial.py:"),
+        (BadInput("width must be even"), "width must be even"),
+    ],
+)
+def test_a_student_that_cannot_be_built_is_a_failure_with_its_reason(context, error, reason) -> None:
+    trial = started(DistillTrial, config_of(arch={**ARCH, "width": 5}), replace(context, space=building(error)))
+    result = trial.step()
+    [report] = result["reports"]
+    assert result["done"]
+    assert report["failed"].startswith(reason)
+    assert "metrics" not in report
+    assert report["number"] == 0
+    # The worker is none the worse for it.
+    trial.reset_config(config_of(number=1))
+    assert numbers(steps(trial)) == numbers(distil(config_of(), context))
+
+
+def test_a_loss_that_is_not_finite_is_a_failure(context) -> None:
+    [report] = distil(config_of(learning_rate=1e30), context)
+    assert report["failed"].startswith("non-finite loss in epoch 1")
+    assert report["done"]
+
+
+def test_an_objective_that_is_not_finite_is_a_failure(context) -> None:
+    [report] = distil(config_of(), replace(context, objective={"valid_accuracy": math.inf}))
+    assert report["failed"].startswith("non-finite objective after epoch 1")
+
+
+# Reused workers
+
+
+def test_a_reused_worker_gives_the_numbers_of_a_fresh_one(context) -> None:
+    configs = [
+        config_of(0),
+        config_of(1, losses=LOSSES["connector"], seed=3, arch={**ARCH, "width": 8}),
+        config_of(2, control=True),
+        config_of(3, arch={**ARCH, "width": 3}),
+    ]
+    fresh = [numbers(distil(config, elsewhere(context))) for config in configs]
+    trial = started(DistillTrial, configs[0], context)
+    reused = [numbers(steps(trial))]
+    for config in configs[1:]:
+        trial.cleanup()
+        assert trial.reset_config(config)
+        reused.append(numbers(steps(trial)))
+    assert reused == fresh
+    # In the middle of another trial, too.
+    trial = started(DistillTrial, config_of(10), context)
+    steps(trial, 1)
+    trial.reset_config(config_of(11, arch={**ARCH, "width": 3}))
+    assert numbers(steps(trial)) == fresh[3]
+
+
+# Scores
+
+CANDIDATES = [{"number": 3 + i, "seed": 0, "arch": {**ARCH, "width": width}} for i, width in enumerate((3, 5, 8))]
+
+
+def scored(context: StageContext, trials: list[Json]) -> list[Json]:
+    result = started(ScoreTrial, {"trials": trials}, context).step()
+    assert result["done"]
+    return json.loads(json.dumps(result["reports"]))
+
+
+@pytest.fixture
+def scoring(context: StageContext) -> StageContext:
+    return replace(context, scores={name: {} for name in SCORES}, score_batch=16)
+
+
+def test_each_candidate_has_one_report_of_all_scores(scoring) -> None:
+    reports = scored(scoring, CANDIDATES)
+    assert [report["number"] for report in reports] == [3, 4, 5]
+    for report in reports:
+        assert list(report["metrics"]) == list(scores.terms_of(list(SCORES)))
+        assert all(math.isfinite(value) for value in report["metrics"].values())
+        assert (report["epoch"], report["done"], report["reasons"]) == (0, True, {})
+        assert report["seconds"] > 0
+    assert len({json.dumps(report["metrics"]) for report in reports}) == 3
+
+
+def test_a_candidate_that_fails_does_not_spoil_the_others(scoring) -> None:
+    alone = [scored(scoring, [trial])[0] for trial in CANDIDATES]
+    reports = scored(replace(scoring, space=building(RuntimeError("no such width"))), CANDIDATES)
+    assert reports[1]["failed"].startswith("RuntimeError: no such width")
+    assert numbers([reports[0], reports[2]]) == numbers([alone[0], alone[2]])
+
+
+def test_a_score_without_a_value_is_nan_with_its_reason(scoring) -> None:
+    scoring = replace(scoring, teacher=None, scores={"snip": {}, "diswot": {}})
+    [report] = scored(scoring, CANDIDATES[:1])
+    terms = SCORES["diswot"].terms
+    assert math.isfinite(report["metrics"]["snip"])
+    assert all(math.isnan(report["metrics"][term]) and report["reasons"][term] for term in terms)
+    assert set(report["reasons"]) == set(terms)
+
+
+def test_scores_are_averaged_over_initialisations(scoring) -> None:
+    def values(seed: int, count: int) -> dict[str, float]:
+        return scored(replace(scoring, score_seeds=count), [{**CANDIDATES[0], "seed": seed}])[0]["metrics"]
+
+    alone, both = [values(seed, 1) for seed in (0, 1)], values(0, 2)
+    assert both == {term: np.mean([one[term] for one in alone]) for term in both}
+    assert alone[0]["snip"] != alone[1]["snip"]
+
+
+def test_a_reused_worker_scores_as_a_fresh_one(scoring) -> None:
+    trial = started(ScoreTrial, {"trials": CANDIDATES[:1]}, scoring)
+    trial.step()
+    trial.reset_config({"trials": CANDIDATES[1:]})
+    assert numbers(trial.step()["reports"]) == numbers(scored(scoring, CANDIDATES[1:]))
