@@ -1,6 +1,5 @@
 """The command `dux`. Imports only what parsing takes: torch and Ray come with the commands that need them."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -177,4 +176,4 @@ def _guarded(command: Callable[[], Any]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

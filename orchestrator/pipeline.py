@@ -104,9 +104,13 @@ class Search:
 
 def data_config(recipe: Recipe) -> data.DataConfig:
     """The data's configuration."""
-    given = recipe.task.model_dump(exclude_none=True)
+    given: dict[str, Any] = recipe.task.model_dump(exclude_none=True)
     columns = (given.pop("image_column", None), given.pop("label_column", None))
-    return data.DataConfig(**given, **({"columns": columns} if all(columns) else {}))
+    if any(columns):
+        if not all(columns):
+            raise BadInput("task: image_column and label_column go together")
+        given["columns"] = columns
+    return data.DataConfig(**given)
 
 
 def teacher_config(spec: TeacherSpec) -> teachers.TeacherConfig:

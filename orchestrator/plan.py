@@ -10,7 +10,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.pipeline import Search, data_config
+from orchestrator.pipeline import Search
 from orchestrator.recipe import Recipe, StageSpec
 from orchestrator.schedulers import rungs
 from spaces.seeding import generator
@@ -21,15 +21,17 @@ SCORE_COST = 3.0  # forward-backward passes of one batch, for a score; measured,
 
 
 def plan(recipe: Recipe) -> RenderableType:
-    """The resolved recipe, the size of the space, how much of it is within the limits, and what the stages would cost."""
+    """The resolved recipe, the size of the space and how much of it is within the limits, and what it would cost."""
     search = Search.prepare(recipe)
     size, share = search.space.size(), search.feasible.share(SAMPLE)
     limits = ", ".join(f"{name} <= {limit:,g}" for name, limit in recipe.limits.given().items()) or "no limits"
+    splits = (("training", search.data.train), ("validation", search.data.valid), ("test", search.data.test))
+    images = ", ".join(f"{len(split):,} {name}" for name, split in splits)
+    pixels, classes = search.data.task.image_size, len(search.data.classes)
     lines = [
-        f"data {data_config(recipe).dataset}: {len(search.data.train):,} training, {len(search.data.valid):,} validation, "
-        f"{len(search.data.test):,} test images of {search.data.task.image_size} pixels, {len(search.data.classes)} classes",
-        f"space {search.space.name}: {size:,.0f} candidates; within {limits}: about {share * size:,.0f} "
-        f"({share:.0%} of {SAMPLE} drawn)",
+        f"data {recipe.task.dataset}: {images} images of {pixels} pixels, {classes} classes",
+        f"space {search.space.name}: {size:,.0f} candidates; "
+        f"within {limits}: about {share * size:,.0f} ({share:.0%} of {SAMPLE} drawn)",
     ]
     rate, flops = _speed(search)
     table = Table("stage", "trials", "epochs at most", "estimated device-seconds")
@@ -50,7 +52,7 @@ def plan(recipe: Recipe) -> RenderableType:
 
 def _proposals(stage: StageSpec, carried: int | None) -> int:
     if stage.scheduler.name == "pbt":
-        settings = {**{"population": 8, "interval": 2}, **stage.scheduler.settings}
+        settings = {"population": 8, "interval": 2, **stage.scheduler.settings}
         return int(settings["population"] * math.ceil((stage.epochs or 0) / settings["interval"]))
     return stage.trials or carried or 1
 

@@ -1,4 +1,4 @@
-"""The recipe of a search: what is fixed, what is searched, and the stages in order. Read from YAML or made in Python."""
+"""The recipe of a search: what is fixed, what is searched, and the stages in order; from YAML or made in Python."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -176,9 +176,9 @@ class Recipe(_Model):
     teacher: TeacherSpec | None = None
     space: SpaceSpec
     student: dict[str, Any] | None = None  # a fixed student: only its distillation is searched
-    limits: Limits = Limits()
+    limits: Limits = Field(default_factory=Limits)
     seed: int = 0
-    resources: Resources = Resources()
+    resources: Resources = Field(default_factory=Resources)
     workers: int | None = Field(None, ge=1)  # trials at once; default: as many as the resources allow
     teacher_cache_gb: float = Field(2.0, ge=0)
     stages: list[StageSpec] = Field(min_length=1)

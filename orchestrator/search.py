@@ -15,7 +15,7 @@ WORKER_LOST = "its worker was lost too often (killed, or out of memory)"
 
 
 class _NotTunesToKeep:
-    """Tune pickles the searcher and the scheduler into its own state, which dux never reads: the ledger is the truth."""
+    """Tune pickles searcher and scheduler into a state of its own, which dux never reads: the ledger is the truth."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -32,7 +32,7 @@ class BookSearcher(_NotTunesToKeep, Searcher):
         self._handed_out: set[int] = set()
         self._numbers: dict[str, list[int]] = {}  # by Tune's name of the trial
 
-    def suggest(self, trial_id: str) -> Config | str | None:
+    def suggest(self, trial_id: str) -> Config | str | None:  # type: ignore[override]
         """A Tune trial's config; None to wait for results; FINISHED when nothing is left."""
         trials: list[Trial] = []
         while len(trials) < self.chunk and (trial := self._next()) is not None:

@@ -18,7 +18,7 @@ def ranking(results: analysis.Results, table: pd.DataFrame) -> RenderableType:
     if table.empty:
         return Text("no student has finished, or none is within --where")
     shown = Table(title=f"students of {results.teacher.get('name', 'no teacher')}", title_justify="left")
-    settings = any(name.startswith("set.") and table[name].notna().any() for name in table)
+    settings = any(str(name).startswith("set.") and table[name].notna().any() for name in table)
     known = {name for name in table if table[name].notna().any()}
     columns = [column for column in _COLUMNS if column[1][0] in known or (column[0] == "with" and settings)]
     for title, _, style in columns:

@@ -4,15 +4,10 @@
 takes the wanted subset of the rest. Decoded images are kept under `cache_dir()` and mapped from there.
 """
 
-import hashlib
-import io
 import json
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +17,13 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from spaces.errors import BadInput, unknown
-from spaces.seeding import generator, stable_hash
+from spaces.seeding import generator
 from trainables.contracts import Data, Split
-from trainables.files import replacing
+from trainables.images import BATCH, Labelled, cache_dir, cached, decoded, digest, one_line, pick, square, stack, stamp
 
 VALID_FRACTION = 0.1
 TEST_FRACTION = 0.2  # put aside where a source has no test split of its own
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-BATCH = 1024  # images decoded or copied at a time
 
 
 @dataclass(frozen=True)
@@ -66,15 +60,6 @@ class DataConfig:
     download: bool = True
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """What a source gives: images uint8 [N, C, S, S], labels int64 [N], and the classes' names."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    classes: tuple[str, ...]
-
-
 Pools = tuple[Labelled, Labelled | None]
 """The images to train and validate on, and the test images of a source that has them apart."""
 
@@ -97,7 +82,7 @@ def load(config: DataConfig) -> Data:
     rest = np.arange(len(pool.labels))
     if test_pool is None:
         aside, rest = draw(pool.labels, rest, round(TEST_FRACTION * len(rest)), config.seed, "test")
-        test_pool = Labelled(_pick(pool.images, aside), pool.labels[aside], pool.classes)
+        test_pool = Labelled(pick(pool.images, aside), pool.labels[aside], pool.classes)
     _check_labels(test_pool, pool.classes, "test")
     (_, channels, width, _), (_, test_channels, test_width, _) = pool.images.shape, test_pool.images.shape
     if width != test_width:
@@ -114,14 +99,8 @@ def load(config: DataConfig) -> Data:
         for from_, rows in ((pool, train_rows), (pool, valid_rows), (test_pool, test_rows))
     )
     mean, std = _normalisation(config, train.images)
-    digest = _digest(*(array for split in (train, valid, test) for array in (split.images, split.labels)))
-    return Data(config.dataset, train, valid, test, pool.classes, mean, std, digest[:16])
-
-
-def cache_dir() -> Path:
-    """Where images, downloads and trained teachers are kept: $DUX_CACHE, $XDG_CACHE_HOME/dux or ~/.cache/dux."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("DUX_CACHE") or f"{base}/dux").expanduser()
+    fingerprint = digest(*(array for split in (train, valid, test) for array in (split.images, split.labels)))
+    return Data(config.dataset, train, valid, test, pool.classes, mean, std, fingerprint[:16])
 
 
 def _digits(config: DataConfig) -> Pools:
@@ -133,7 +112,7 @@ def _digits(config: DataConfig) -> Pools:
 
     bunch = load_digits()
     grey, labels = np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target.astype(np.int64)
-    images = _stack((("", _pixels(Image.fromarray(image), config.image_size)) for image in grey), len(labels))
+    images = stack((("", square(Image.fromarray(image), config.image_size)) for image in grey), len(labels))
     pool, test = (
         Labelled(images[rows], labels[rows], tuple(map(str, range(10))))
         for rows in draw(labels, np.arange(len(labels)), 700, config.seed, "digits")
@@ -147,8 +126,8 @@ def _parquet(config: DataConfig) -> Pools:
 
     def read(split: str) -> Labelled | None:
         files = sorted(root.glob(f"{split}*.parquet")) or sorted((root / "data").glob(f"{split}*.parquet"))
-        key = ["parquet", [_stamp(file) for file in files], list(config.columns or ()), config.image_size]
-        return _cached(key, lambda: _read_parquet(files, config)) if files else None
+        key = ["parquet", [stamp(file) for file in files], list(config.columns or ()), config.image_size]
+        return cached(key, lambda: _read_parquet(files, config)) if files else None
 
     train = read("train")
     if train is None:
@@ -176,10 +155,10 @@ def _read_parquet(files: list[Path], config: DataConfig) -> Labelled:
     file = files[0]
     try:
         count = sum(pq.read_metadata(file := shard).num_rows for shard in files)
-        images = _stack(_decoded(blobs(), config.image_size), count)
+        images = stack(decoded(blobs(), config.image_size), count)
         schema = pq.read_schema(file := files[0])
     except (pa.ArrowException, OSError) as error:
-        raise BadInput(f"{file}: no whole Parquet file: {_line(error)}") from error
+        raise BadInput(f"{file}: no whole Parquet file: {one_line(error)}") from error
     found = np.concatenate([np.empty(0, np.int64), *labels])
     return Labelled(images, found, _class_names(schema, _columns(schema, file, config.columns)[1], found, file))
 
@@ -216,7 +195,7 @@ def _class_names(schema: pa.Schema, label: str, labels: np.ndarray, file: Path) 
         about = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {}).get(label, {})
         names = about.get("names") or metadata.get(b"class_names", b"").decode().split(",")
     except (ValueError, AttributeError) as error:
-        raise BadInput(f"{file}: its metadata is damaged: {_line(error)}") from error
+        raise BadInput(f"{file}: its metadata is damaged: {one_line(error)}") from error
     return tuple(map(str, names)) if any(names) else _numbered(labels)
 
 
@@ -235,9 +214,9 @@ def _folder(config: DataConfig) -> Pools:
             images = [file for file in inside if file.suffix.lower() in SUFFIXES]
             files += images
             labels += [label] * len(images)
-        pixels = _decoded(((str(file), file) for file in files), config.image_size)
-        key = ["folder", [_stamp(file) for file in files], classes, config.image_size]
-        return _cached(key, lambda: Labelled(_stack(pixels, len(files)), np.array(labels, np.int64), tuple(classes)))
+        pixels = decoded(((str(file), file) for file in files), config.image_size)
+        key = ["folder", [stamp(file) for file in files], classes, config.image_size]
+        return cached(key, lambda: Labelled(stack(pixels, len(files)), np.array(labels, np.int64), tuple(classes)))
 
     classes = classes_of("train")
     if not classes:
@@ -268,7 +247,7 @@ def _torchvision(config: DataConfig) -> Pools:
     def read(value: Any) -> Labelled:
         key = [torchvision.__version__, config.dataset, str(root.resolve()), value, config.image_size]
         split = {argument: value} if argument else {}
-        return _cached(["torchvision", *key], lambda: _read_torchvision(config, root, split))
+        return cached(["torchvision", *key], lambda: _read_torchvision(config, root, split))
 
     return read(values[0]), read(values[1]) if argument else None
 
@@ -282,7 +261,7 @@ def _read_torchvision(config: DataConfig, root: Path, split: dict[str, Any]) -> 
         for row in range(len(dataset)):
             image, label = dataset[row]
             labels.append(int(label))
-            yield f"{config.dataset}, image {row}", _pixels(image, config.image_size)
+            yield f"{config.dataset}, image {row}", square(image, config.image_size)
 
     make = getattr(datasets, config.dataset)
     try:
@@ -292,12 +271,12 @@ def _read_torchvision(config: DataConfig, root: Path, split: dict[str, Any]) -> 
             if not config.download:
                 raise
             dataset = make(str(root), download=True, **split)
-        images = _stack(pixels(), len(dataset))
+        images = stack(pixels(), len(dataset))
     except BadInput:
         raise
     except Exception as error:
         where = f"put its files under {root}, as torchvision.datasets.{config.dataset}(root) lays them out"
-        raise BadInput(f"cannot get {config.dataset} ({_line(error)}); {where}") from error
+        raise BadInput(f"cannot get {config.dataset} ({one_line(error)}); {where}") from error
     found = np.array(labels, np.int64)
     names = [name if isinstance(name, str) else name[0] for name in getattr(dataset, "classes", None) or ()]
     return Labelled(images, found, tuple(names) or _numbered(found))
@@ -320,103 +299,9 @@ def _existing(config: DataConfig) -> Path:
     return root
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def _numbered(labels: np.ndarray) -> tuple[str, ...]:
     """Names 0, 1, ... for labels that have none; labels beyond the number of images are left to be refused."""
     return tuple(map(str, range(min(labels.max(initial=0) + 1, len(labels)))))
-
-
-def _decoded(sources: Iterable[tuple[str, bytes | Path | None]], size: int | None) -> Iterator[tuple[str, np.ndarray]]:
-    """Encoded images, each with its place, as `_pixels` gives them; decoded in threads, some at a time."""
-    left = iter(sources)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        while batch := list(islice(left, BATCH)):
-            yield from threads.map(lambda item: _decode(item[0], item[1], size), batch)
-
-
-def _decode(where: str, source: bytes | Path | None, size: int | None) -> tuple[str, np.ndarray]:
-    try:
-        if source is None:
-            raise BadInput("no bytes of an image")
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return where, _pixels(image, size)
-    except Exception as error:  # decoders of damaged files raise whatever they stumble on
-        raise BadInput(f"{where}: no image that can be read: {_line(error)}") from error
-
-
-def _pixels(image: Image.Image, size: int | None) -> np.ndarray:
-    """uint8 [C, S, S]: short side resized, centre cropped; one channel for mode L, else RGB."""
-    if image.mode[0] in "IF":
-        raise BadInput(f"mode {image.mode} has more than 8 bits a channel")
-    image = image if image.mode in ("L", "RGB") else image.convert("RGB")
-    short = min(image.size)
-    if size is not None and short != size:
-        kind = Image.Resampling.BOX if size < short else Image.Resampling.BILINEAR
-        width, height = (max(size, round(side * size / short)) for side in image.size)
-        image, short = image.resize((width, height), kind), size
-    left, top = ((side - short) // 2 for side in image.size)
-    array = np.asarray(image.crop((left, top, left + short, top + short)))
-    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-
-
-def _stack(pixels: Iterable[tuple[str, np.ndarray]], count: int) -> np.ndarray:
-    """uint8 [N, C, S, S] of `count` images [C, S, S] with their places; RGB unless all are grey."""
-    images = np.empty((0, 1, 1, 1), np.uint8)
-    for row, (where, image) in enumerate(pixels):
-        if row == 0:
-            images = np.empty((count, *image.shape), np.uint8)
-        if image.shape[1:] != images.shape[2:]:
-            raise BadInput(f"{where}: {image.shape[1]} pixels wide, others {images.shape[2]}; set image_size")
-        if len(image) > images.shape[1]:
-            images = np.repeat(images, 3, axis=1)
-        images[row] = image
-    return images
-
-
-def _stamp(file: Path) -> list[Any]:
-    status = file.stat()
-    return [str(file.resolve()), status.st_size, status.st_mtime_ns]
-
-
-def _cached(key: object, make: Callable[[], Labelled]) -> Labelled:
-    """What `make` gives, mapped from the cache folder; made anew where it is missing or damaged there."""
-    base = cache_dir() / "images" / stable_hash(key)[:32]
-    kept = _kept(base)
-    if kept is not None:
-        return kept
-    made = make()
-    about = {"digest": _digest(made.images, made.labels), "classes": made.classes, "labels": made.labels.tolist()}
-    try:
-        with replacing(base.with_suffix(".npy")) as path, path.open("wb") as file:
-            np.save(file, made.images, allow_pickle=False)
-        with replacing(base.with_suffix(".json")) as path:
-            path.write_text(json.dumps(about))
-    except OSError as error:
-        raise BadInput(f"cannot write to the cache folder {cache_dir()}, set DUX_CACHE: {_line(error)}") from error
-    return _kept(base) or made
-
-
-def _kept(base: Path) -> Labelled | None:
-    try:
-        about = json.loads(base.with_suffix(".json").read_bytes())
-        # A plain array over the map: pickling passes its memory on without a copy, which it does not for np.memmap.
-        images = np.asarray(np.load(base.with_suffix(".npy"), mmap_mode="r", allow_pickle=False))
-        labels = np.array(about["labels"], np.int64)
-        whole = _digest(images, labels) == about["digest"]
-        return Labelled(images, labels, tuple(about["classes"])) if whole else None
-    except (OSError, EOFError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _digest(*arrays: np.ndarray) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 def draw(
@@ -476,16 +361,8 @@ def _check_labels(pool: Labelled, classes: tuple[str, ...], split: str) -> None:
         raise BadInput(f"class {classes[int(counts.argmin())]!r} has no training image")
 
 
-def _pick(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """A contiguous copy of some images, made in pieces: no second copy of all of them in between."""
-    picked = np.empty((len(rows), *images.shape[1:]), images.dtype)
-    for start in range(0, len(rows), BATCH):
-        picked[start : start + BATCH] = images[rows[start : start + BATCH]]
-    return picked
-
-
 def _split(pool: Labelled, rows: np.ndarray, channels: int) -> Split:
-    images = pool.images.view() if len(rows) == len(pool.labels) else _pick(pool.images, rows)
+    images = pool.images.view() if len(rows) == len(pool.labels) else pick(pool.images, rows)
     images = images if images.shape[1] == channels else np.repeat(images, channels, axis=1)
     labels = pool.labels[rows]
     images.flags.writeable = labels.flags.writeable = False

@@ -13,6 +13,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends, and vanishes if it raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.fchmod(handle, 0o644)  # mkstemp's 0600 would keep other users of a shared folder out
     os.close(handle)
     temporary = Path(name)
     try:

@@ -94,7 +94,7 @@ class Fit:
         self.curriculum, self.teacher, self.config = curriculum, teacher, optimizer
         self.epochs, self.seed = epochs, seed
         self.format = memory_format(student.net, curriculum.device)
-        self.student = student.to(curriculum.device, memory_format=self.format)
+        self.student = student.to(curriculum.device).to(memory_format=self.format)
         # A term of weight 0 costs nothing and changes nothing.
         self.terms = [term for term in terms if term.weight != 0]
         modules = [term.loss for term in self.terms if isinstance(term.loss, nn.Module)]

@@ -20,8 +20,8 @@ from spaces.errors import BadInput, unknown
 from spaces.seeding import derive_seed, stable_hash
 from spaces.taps import find_taps
 from trainables.contracts import Data, Member
-from trainables.data import cache_dir
 from trainables.files import replacing
+from trainables.images import cache_dir
 
 T = TypeVar("T")
 

@@ -108,7 +108,7 @@ class _Trial(tune.Trainable):
 
     context: StageContext
 
-    def setup(self, config: Json, context: StageContext) -> None:
+    def setup(self, config: Json, context: StageContext) -> None:  # type: ignore[override]
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self.context = context
         self._begin(config)

@@ -23,6 +23,7 @@ from sklearn.datasets import load_digits
 
 from spaces import BadInput, Task
 from trainables import data
+from trainables import images as image_files
 from trainables.contracts import Data, Split
 from trainables.data import DataConfig, load
 
@@ -405,9 +406,9 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch:
 def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DUX_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert data.cache_dir() == Path("/somewhere/dux")
+    assert image_files.cache_dir() == Path("/somewhere/dux")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert data.cache_dir() == Path.home() / ".cache" / "dux"
+    assert image_files.cache_dir() == Path.home() / ".cache" / "dux"
 
 
 WRONG_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +17,7 @@ from trainables.losses.shapes import Maps, Pairs, Shapes, deepest, from_the_deep
 def plain(function: Callable[..., Tensor]) -> Callable[..., Loss]:
     """The maker of a loss that is a function and needs no sizes: it fixes the settings."""
 
+    @wraps(function)
     def make(student: Maps, teacher: Maps, **settings: Any) -> Loss:
         return partial(function, **settings)
 
