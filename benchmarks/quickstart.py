@@ -3,7 +3,7 @@
     python benchmarks/quickstart.py [--quick]
 
 The run is a child process with an empty cache, so that it trains its teacher, and in a temporary folder. Memory is the
-sum over all processes of the run, sampled twice a second; a page that several of them share is counted once (by
+sum over all processes of the run, sampled up to twice a second; a page that several of them share is counted once (by
 shares) where the system tells, else in each. `useful_share` is the share of slots x wall time, from the first report
 to the end of the process, that went into students' steps, the teacher's outputs, evaluation and scores. `--quick`
 makes the search smaller: fewer candidates and epochs.
@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)  # in place of this folder, which has an analysis.py of its own
+sys.path.insert(0, str(ROOT))  # before this folder, which has an analysis.py of its own
 
 import analysis
 
@@ -53,15 +53,17 @@ def watch(command: list[str], environment: dict[str, str]) -> tuple[float, float
             processes = [tree, *tree.children(recursive=True)]
         except psutil.NoSuchProcess:
             break
+        sampled = time.perf_counter()
         peak = max(peak, sum(memory_bytes(process) for process in processes))
-        time.sleep(0.5)
+        # Counting pages takes the kernel a while; the run must not pay for being watched.
+        time.sleep(max(0.5, 20 * (time.perf_counter() - sampled)))
     if child.wait():
         raise SystemExit(f"the run has failed with exit code {child.returncode}")
     return time.perf_counter() - started, time.time(), peak / 2**20
 
 
 def useful_share(run: Path, ended: float) -> float:
-    """Share of slots x wall time from the first report on that was spent on students, teacher, evaluation and scores."""
+    """Share of slots x wall time, from the first report on, that went into students, teacher, evaluation, scores."""
     epochs = analysis.load(run).epochs
     slots = max(event["slots"] for event in analysis.events(run) if event["event"] == "stage_end")
     first = epochs["time"].min()

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # in place of this folder, which has an analysis.py of its own
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before this folder, which has an analysis.py of its own
 
 SIDES = ("plain", "naive", "dux")
 BATCH = 128

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -103,29 +104,33 @@ class Book:
         self.keys: dict[str, int] = {}  # proposal by key
         self.kept: list[int] | None = None
         self.ended = False
+        self.failure: OSError | None = None  # why nothing more can be written; Tune hides what its callbacks raise
         self._values: dict[int, float] | None = None
 
     # What happens
 
     def propose(self, proposal: Proposal) -> None:
         """Note a proposal: a trial for each seed, and for each control."""
-        proposal_number = len(self.proposals)
-        for seed in range(self.stage.seeds):
-            for control in (False, True) if self.stage.control else (False,):
-                self._write(
-                    "trial",
-                    number=len(self.trials),
-                    proposal=proposal_number,
-                    seed=seed,
-                    control=control,
-                    arch=dict(proposal.arch),
-                    hash=proposal.hash,
-                    cost=dict(proposal.cost),
-                    params=dict(proposal.params),
-                    parent=proposal.parent,
-                    start_epoch=proposal.start_epoch,
-                    until=proposal.until,
-                )
+        self._write_trials(len(self.proposals), proposal, known=0)
+
+    def _write_trials(self, number: int, proposal: Proposal, known: int) -> None:
+        """The trials of a proposal from the `known`-th on."""
+        controls = (False, True) if self.stage.control else (False,)
+        for seed, control in list(product(range(self.stage.seeds), controls))[known:]:
+            self._write(
+                "trial",
+                number=len(self.trials),
+                proposal=number,
+                seed=seed,
+                control=control,
+                arch=dict(proposal.arch),
+                hash=proposal.hash,
+                cost=dict(proposal.cost),
+                params=dict(proposal.params),
+                parent=proposal.parent,
+                start_epoch=proposal.start_epoch,
+                until=proposal.until,
+            )
 
     def report(
         self, number: int, epoch: int, metrics: Mapping[str, Any], seconds: float, worker: str, **more: Any
@@ -143,11 +148,16 @@ class Book:
         if not self.trials[number].ended:
             self._write("end", number=number, status=status, reason=reason)
 
-    def end_stopped(self) -> None:
-        """Note the ends of trials that were told to stop just before the run was killed."""
+    def mend(self) -> None:
+        """Write what a kill has cut off: further trials of the last proposal, and ends of trials that had come to it."""
+        if self.proposals:
+            self._write_trials(len(self.proposals) - 1, self.proposals[-1], known=len(self.members[-1]))
         for trial in list(self.trials.values()):
-            if trial.status == "stopped" and not trial.ended:
-                self.end(trial.number, "stopped")
+            if trial.epoch is not None and not trial.ended:
+                if trial.status == "stopped":
+                    self.end(trial.number, "stopped")
+                elif trial.epoch >= self.proposals[trial.proposal].until:
+                    self.end(trial.number, "completed")
 
     def keep(self, proposals: Iterable[int]) -> None:
         """Note who goes on to the next stage, best first."""
@@ -166,7 +176,11 @@ class Book:
 
     def _write(self, event: str, **values: Any) -> None:
         assert self._ledger is not None
-        self.apply(self._ledger.append(event, stage=self.stage.name, **values))
+        try:
+            self.apply(self._ledger.append(event, stage=self.stage.name, **values))
+        except OSError as error:
+            self.failure = error
+            raise
 
     def _apply_trial(self, event: Event) -> None:
         if event["proposal"] == len(self.proposals):

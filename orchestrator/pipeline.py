@@ -316,6 +316,9 @@ def _check_stage(stage: StageSpec, space: Space, recipe: Recipe) -> None:
     try:
         samplers.check_settings(stage.sampler.name, stage.sampler.settings, param_space, max(1, len(stage.pareto)))
         schedulers.check_settings(stage.scheduler.name, stage.scheduler.settings, stage.epochs or 0)
+        searches = stage.scheduler.name != "pbt" and stage.sampler.name != "grid" and recipe.student is None
+        if stage is recipe.stages[0] and stage.trials is None and searches:
+            raise BadInput("trials says how many candidates the first stage proposes; it is missing")
         if stage.scores is not None:
             scores.check_settings(stage.scores)
             _check_objective(stage, tuple(scores.terms_of(stage.scores)))

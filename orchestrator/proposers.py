@@ -50,7 +50,8 @@ class SearchProposer:
         self.hyper: ParamSpace = domains_in(stage.settings()) if stage.trial == "distill" else {}
         self.candidates = None if candidates is None else self._distinct(candidates)
         self.param_space: ParamSpace = {**space.param_space, **self.hyper}
-        self.total = stage.trials or (1 if self.candidates is None else len(self.candidates))
+        every = math.inf if self.candidates is None else len(self.candidates)  # a grid ends by itself
+        self.total = stage.trials or every
 
     def propose(self, book: Book) -> Proposal | None:
         number = len(book.proposals)

@@ -92,6 +92,10 @@ class BookScheduler(_NotTunesToKeep, FIFOScheduler):
 
     def _note(self, report: Mapping[str, Any]) -> None:
         number = report["number"]
+        if "disk" in report:
+            # No fault of the trial: it stays unfinished, and the run ends until there is room.
+            self.book.failure = OSError(*report["disk"])
+            raise self.book.failure
         if "failed" in report:
             self.book.end(number, "failed", report["failed"])
             return

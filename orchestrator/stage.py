@@ -52,8 +52,13 @@ class StageRun:
         slots = self.slots()
         started = time.monotonic()
         quiet()
-        self.book.end_stopped()
-        self._tuner(slots).fit()
+        self.book.mend()
+        try:
+            self._tuner(slots).fit()
+        except Exception:
+            if self.book.failure is not None:
+                raise self.book.failure from None
+            raise
         if self.book.unfinished():
             raise Interrupted
         best = self.book.best()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from spaces.seeding import stable_hash
@@ -105,7 +105,7 @@ class TeacherOutputs:
                 found = _read(path)  # another process may have been faster
                 if found is None:
                     with replacing(path) as temporary:
-                        save_file(compute(), temporary)
+                        temporary.write_bytes(save(compute()))
                     found = load_file(path)
         return found
 

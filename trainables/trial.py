@@ -4,6 +4,8 @@ A trial's own checkpoint, written before each report, is what it resumes from; T
 killed worker, a killed driver and a moved run are one case: the trial is set up again and finds its file.
 """
 
+import errno
+import io
 import math
 import os
 import time
@@ -31,6 +33,7 @@ from trainables.fit import Fit, NonFiniteLoss, OptimizerConfig
 from trainables.teacher_outputs import TeacherOutputs
 
 Json = dict[str, Any]
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # the disk's errors, which are no trial's fault
 
 
 @dataclass(frozen=True)
@@ -245,7 +248,10 @@ class DistillTrial(_Trial):
         assert self.fit is not None
         state = {"fit": self.fit.state_dict(), "history": self.history}
         with replacing(checkpoint_path(self.context.folder, self.spec["number"])) as temporary:
-            torch.save(state, temporary)
+            # Through memory: torch's own writer says of a full disk only that it failed.
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
+            temporary.write_bytes(buffer.getbuffer())
 
     def _load(self, path: Path, fit: Fit) -> bool:
         """Whether the checkpoint could be read; a damaged one is no loss, since all of it can be computed again."""
@@ -304,5 +310,7 @@ def _timed(work: Callable[[], Json]) -> Json:
     try:
         report = work()
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            return {"disk": [error.errno, error.strerror], "done": True}
         report = {"failed": reason(error), "done": True}
     return {"seconds": time.perf_counter() - started, **report}

@@ -143,7 +143,7 @@ def test_a_stop_whose_end_was_lost_is_ended_once(make_book):
         again = rebuilt(book.stage, events[:-1], ledger)
         assert [trial.number for trial in again.unfinished()] == [0]
         for _ in range(2):
-            again.end_stopped()
+            again.mend()
         assert [(e["number"], e["status"]) for e in events_of(again)] == [(1, "stopped")]
     assert state(again) == state(book)
 

@@ -98,7 +98,7 @@ def step(book: Book, proposer: Proposer, at_once: int = 2) -> bool:
 
 def finish(book: Book, proposer: Proposer) -> list[dict]:
     """Go on to the end of the stage; the events of its ledger without the time."""
-    book.end_stopped()
+    book.mend()
     while step(book, proposer):
         pass
     return events_of(book)

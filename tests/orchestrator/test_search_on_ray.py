@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -242,3 +243,42 @@ def test_students_share_a_gpu(tmp_path: Path) -> None:
     results = orchestrator.run(recipe, storage=tmp_path, name="gpu", progress=False)
     assert results.finished
     assert os.path.exists(results.path / "best" / "weights.safetensors")
+
+
+def test_a_ledger_cut_anywhere_is_taken_up_there(finished: analysis.Results, tmp_path: Path) -> None:
+    """Killed between any two events that follow each other at once: the end of a stage, a half-written proposal."""
+    whole = (finished.path / "ledger.jsonl").read_text().splitlines(keepends=True)
+    kinds = [json.loads(line)["event"] for line in whole]
+    first_of_final = next(i for i, line in enumerate(whole) if '"stage":"final"' in line and '"trial"' in line)
+    cuts = {"before keep": kinds.index("keep"), "half a proposal": first_of_final + 2, "torn": len(whole) - 12}
+    for name, cut in cuts.items():
+        run = tmp_path / name.replace(" ", "-")
+        shutil.copytree(finished.path, run)
+        torn = whole[cut][:20] if name == "torn" else ""
+        (run / "ledger.jsonl").write_text("".join(whole[:cut]) + torn)
+        if name != "torn":
+            shutil.rmtree(run / "stages" / "03-final")  # what had not begun yet has no checkpoints
+        resumed = orchestrator.resume(run, progress=False)
+        pd.testing.assert_frame_equal(resumed.trials[RESULT], finished.trials[RESULT], check_exact=True, obj=name)
+        pd.testing.assert_frame_equal(resumed.epochs[CURVE], finished.epochs[CURVE], check_exact=True, obj=name)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
+def test_a_full_disk_is_one_line_and_the_run_can_be_resumed(ray_local: None, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1600k", "tmpfs", str(disk)], check=False)
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        stage = {"name": "only", "trial": "distill", "epochs": 2, "trials": 2}
+        recipe = Recipe.parse({**TINY, "stages": [stage], "workers": 1})
+        ballast = disk / "ballast"
+        ballast.write_bytes(b"0" * 1_350_000)
+        with pytest.raises(RunFailed, match=r"No space left on device; .* dux resume"):
+            orchestrator.run(recipe, storage=disk, name="full", progress=False)
+        ballast.unlink()
+        resumed = orchestrator.resume(disk / "full", progress=False)
+        assert list(resumed.trials["status"]) == ["completed"] * 2
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
