@@ -1,6 +1,10 @@
 """The one Tune searcher and the one Tune scheduler: both only carry between Tune and the stage's book."""
 
+import errno
+import os
+import shutil
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ray.tune.execution.tune_controller import TuneController
@@ -11,6 +15,7 @@ from ray.tune.search import Searcher
 from orchestrator.book import Book, Proposer, Trial
 
 Config = dict[str, Any]
+ROOM = 1 << 20  # bytes; with less, a disk is full
 WORKER_LOST = "its worker was lost too often (killed, or out of memory)"
 
 
@@ -25,10 +30,16 @@ class BookSearcher(_NotTunesToKeep, Searcher):
     """Hands out the book's unfinished trials, then new proposals, `chunk` trials to a Tune trial."""
 
     def __init__(
-        self, book: Book, proposer: Proposer, make_config: Callable[[list[Trial]], Config], chunk: int = 1
+        self,
+        book: Book,
+        proposer: Proposer,
+        make_config: Callable[[list[Trial]], Config],
+        folder: Path,
+        chunk: int = 1,
     ) -> None:
         super().__init__(metric="objective", mode="max")
         self.book, self.proposer, self.make_config, self.chunk = book, proposer, make_config, chunk
+        self.folder = folder
         self._handed_out: set[int] = set()
         self._numbers: dict[str, list[int]] = {}  # by Tune's name of the trial
 
@@ -60,6 +71,10 @@ class BookSearcher(_NotTunesToKeep, Searcher):
         (Tune tells its scheduler of an error before every retry too, so the scheduler cannot know.)
         """
         if error:
+            if shutil.disk_usage(self.folder).free < ROOM:
+                # Nobody can work on a full disk: the trials stay unfinished, and the run ends until there is room.
+                self.book.failure = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise self.book.failure
             for number in self._numbers[trial_id]:
                 self.book.end(number, "failed", WORKER_LOST)
 

@@ -89,7 +89,7 @@ class StageRun:
         return Tuner(
             tune.with_resources(shipped, resources),
             tune_config=TuneConfig(
-                search_alg=BookSearcher(self.book, self.proposer, self.config, chunk),
+                search_alg=BookSearcher(self.book, self.proposer, self.config, self.context.folder, chunk),
                 scheduler=BookScheduler(self.book, self._changed),
                 num_samples=-1,
                 max_concurrent_trials=at_once,
