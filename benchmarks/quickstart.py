@@ -20,11 +20,11 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # before this folder, which has an analysis.py of its own
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before this folder, which has an analysis.py of its own
 
 import analysis
 
+ROOT = Path(__file__).resolve().parents[1]
 SMALLER = ("teacher.train_epochs=5", "stages.score.trials=40", "stages.short.epochs=3", "stages.final.epochs=6")
 USEFUL = ["student_seconds", "teacher_seconds", "evaluate_seconds"]
 
