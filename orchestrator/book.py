@@ -149,7 +149,7 @@ class Book:
             self._write("end", number=number, status=status, reason=reason)
 
     def mend(self) -> None:
-        """Write what a kill has cut off: further trials of the last proposal, and ends of trials that had come to it."""
+        """Write what a kill has cut off: further trials of the last proposal, and ends of trials that had ended."""
         if self.proposals:
             self._write_trials(len(self.proposals) - 1, self.proposals[-1], known=len(self.members[-1]))
         for trial in list(self.trials.values()):
