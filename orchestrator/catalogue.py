@@ -57,8 +57,8 @@ CATALOGUE: dict[str, Callable[[], dict[str, str]]] = {
     "spaces": _spaces,
     "scores": _table("trainables.scores", "SCORES", lambda entry: entry.function),
     "losses": _table("trainables.losses", "LOSSES", lambda entry: entry.make),
-    "samplers": _table("orchestrator.samplers", "SAMPLERS", lambda entry: entry),
-    "schedulers": _table("orchestrator.schedulers", "SCHEDULERS", lambda entry: entry),
+    "samplers": _table("orchestrator.samplers", "SAMPLERS", lambda entry: entry.build),
+    "schedulers": _table("orchestrator.schedulers", "SCHEDULERS", lambda entry: entry.build),
     "recipes": _recipes,
     "data": _data,
 }
