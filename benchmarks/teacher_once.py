@@ -150,7 +150,7 @@ def main() -> None:
         serve(side, int(images), int(epochs), Path(folder))
         return
     # Images, epochs, students in a round, rounds.
-    images, epochs, students, rounds = (2 * BATCH, 2, 3, 2) if arguments.quick else (4 * BATCH, 3, 3, 5)
+    images, epochs, students, rounds = (2 * BATCH, 2, 2, 2) if arguments.quick else (4 * BATCH, 3, 3, 4)
     rows, torch_version = measure(images, epochs, students, rounds)
     first, later = ([row for row in rows if (row["student"] == 0) == is_first] for is_first in (True, False))
     steps = images // BATCH

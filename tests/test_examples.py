@@ -1,12 +1,45 @@
 """Every example runs as it stands."""
 
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from nbclient import NotebookClient
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+import analysis
+import orchestrator
+from orchestrator.recipe import Recipe
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+def block(language: str) -> str:
+    """The README's one block of code in a language."""
+    [found] = re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return str(found)
+
+
+def test_the_recipe_in_the_readme_is_the_quickstart() -> None:
+    assert Recipe.parse(yaml.safe_load(block("yaml"))) == Recipe.load("quickstart")
+
+
+def test_the_python_in_the_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its search is shortened here; the notebook below runs a whole one."""
+    asked = {}
+
+    def noted(recipe: str, overrides: dict[str, object]) -> str:
+        asked["recipe"] = Recipe.load(recipe, overrides)
+        return "results"
+
+    monkeypatch.setattr(orchestrator, "run", noted)
+    monkeypatch.setattr(analysis, "rank", lambda results: asked.update(ranked=results))
+    monkeypatch.setattr(analysis, "agreement", lambda results: asked.update(agreed=results))
+    exec(compile(block("python"), "README.md", "exec"), {})
+    assert asked["recipe"].limits.params == 10_000
+    assert asked["ranked"] == asked["agreed"] == "results"
 
 
 @pytest.mark.ray

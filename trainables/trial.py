@@ -29,7 +29,7 @@ from trainables.contracts import Data, Member, Probe, Split
 from trainables.curriculum import Augment, Batch, Curriculum
 from trainables.evaluate import Predictions, evaluate, predict
 from trainables.files import replacing
-from trainables.fit import Fit, NonFiniteLoss, OptimizerConfig
+from trainables.fit import Fit, NonFiniteLoss, OptimizerConfig, memory_format
 from trainables.teacher_outputs import TeacherOutputs
 
 Json = dict[str, Any]
@@ -89,7 +89,8 @@ class StageContext:
         assert self.teacher is not None
         member = teachers.build(self.teacher.config, self.data)
         member.net.load_state_dict({name: torch.from_numpy(np.array(w)) for name, w in self.teacher.weights.items()})
-        return member.to(self.device).eval().requires_grad_(False)
+        member = member.to(self.device).to(memory_format=memory_format(member.net, self.device))
+        return member.eval().requires_grad_(False)
 
 
 def checkpoint_path(folder: Path, number: int) -> Path:
