@@ -4,16 +4,15 @@ Shape suffixes: N images, K classes, D and E lengths of two embeddings.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from trainables.contracts import Member, Split
+from trainables.cost import evaluating
 
 RDM_IMAGES = 1000
 """`rdm_correlation` looks at this many images at most: half a million pairs, and no more memory for more images."""
@@ -30,18 +29,6 @@ class Predictions:
 
     logits: Tensor
     embedding: Tensor
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every submodule is back in the mode it had (a part may have been frozen)."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def predict(member: Member, split: Split, device: torch.device | str, batch_size: int = 1000) -> Predictions:
