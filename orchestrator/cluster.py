@@ -22,7 +22,7 @@ def connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # Workers are told apart by one thread each; Ray sets OMP_NUM_THREADS from the CPUs that a trial asks for.
+    # Ray's coming default, which it else warns of: a worker that asks for no GPU keeps its CUDA_VISIBLE_DEVICES.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         # "local" and not None: the file of a cluster that was killed must not decide where this one is.

@@ -9,8 +9,6 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -166,17 +164,6 @@ def _gpus() -> list[str]:
     import torch
 
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-
-
-@contextmanager
-def said_clearly(path: Path) -> Iterator[None]:
-    """Turn a disk's refusal into one line."""
-    try:
-        yield
-    except OSError as error:
-        if error.strerror is None:
-            raise
-        raise RunFailed(f"{path}: {error.strerror}; what was recorded is safe: dux resume {path}") from error
 
 
 class RunFailed(Exception):
