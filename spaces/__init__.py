@@ -2,7 +2,8 @@
 
 from spaces import nasbench201, resnet
 from spaces.errors import BadInput, unknown
-from spaces.space import Arch, Space, Task
+from spaces.space import Arch, Space
+from spaces.task import Task
 
 SPACES: dict[str, Space] = {
     "resnet": resnet.SPACE,

@@ -16,7 +16,8 @@ from ray import tune
 from torch import Tensor, nn
 
 from spaces.errors import BadInput, unknown
-from spaces.space import Arch, Space, Task
+from spaces.space import Arch, Space
+from spaces.task import Task
 
 NODES = 4
 EDGES = {f"edge_{source}_{target}": (source, target) for target in range(1, NODES) for source in range(target)}

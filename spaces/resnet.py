@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spaces.errors import unknown
-from spaces.space import Arch, Space, Task
+from spaces.space import Arch, Space
+from spaces.task import Task
 
 PARAM_SPACE = {
     "depth1": tune.choice([1, 3, 5, 7]),  # residual blocks in each of the three stages

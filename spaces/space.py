@@ -1,7 +1,7 @@
 """A space of students: a dict of Tune domains and one builder; everything else is written once, here."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
@@ -13,23 +13,28 @@ from spaces import domains
 from spaces.domains import ParamSpace
 from spaces.errors import BadInput, unknown
 from spaces.seeding import stable_hash
+from spaces.taps import find_taps
+from spaces.task import Task
 
 Arch = Mapping[str, Any]
 """An architecture: one value for each name of the param_space."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """What a network is for: the shape of its input and the number of classes."""
+Moves = Mapping[str, Callable[[Any], Sequence[Any]]]
+"""By name, the values to which a mutation may change a value; a name that is not there may take every other one."""
 
-    channels: int
-    image_size: int  # pixels; images are square
-    classes: int
+DRAWS = 10_000  # before a space is said to allow nothing
+TRIES = 100  # before a mutation or a crossover is given up
 
 
 def as_is(arch: Arch) -> Any:
     """The canonical form of spaces in which different choices are always different networks."""
     return dict(arch)
+
+
+def everything(arch: Arch) -> bool:
+    """Allows every combination of choices."""
+    return True
 
 
 @dataclass(frozen=True)
@@ -41,19 +46,25 @@ class Space:
         param_space: a Tune domain for each choice; itself a valid `param_space` of a `tune.Tuner`.
         builder: `builder(arch, task, **options)` gives a network from images [B, C, H, W] to logits [B, K].
         taps: names of the submodules whose outputs are feature maps, shallow to deep; the last one is the map
-            before global pooling.
-        head: name of the final linear layer; its input [B, D] is the embedding.
+            before global pooling. None: found in each network by running it (`find_taps`).
+        head: name of the final linear layer; its input [B, D] is the embedding. None: found likewise.
         canonical_form: a JSON-able value that is equal exactly for architectures that are the same network.
         options: constants of the builder (such as a cell network's number of cells).
+        allows: whether a combination of choices is an architecture. What is not allowed is never sampled.
+        moves: where a mutation is a step rather than a jump, the values that it may step to, by name.
+        open: whether a recipe may add choices and options of names that are not there yet (keyword arguments).
     """
 
     name: str
     param_space: ParamSpace
     builder: Callable[..., nn.Module]
-    taps: tuple[str, ...]
-    head: str
+    taps: tuple[str, ...] | None = None
+    head: str | None = None
     canonical_form: Callable[[Arch], Any] = as_is
     options: Mapping[str, Any] = field(default_factory=dict)
+    allows: Callable[[Arch], bool] = everything
+    moves: Moves = field(default_factory=dict)
+    open: bool = False
 
     def __post_init__(self) -> None:
         for name, domain in self.param_space.items():
@@ -63,23 +74,34 @@ class Space:
         """The network of an architecture, initialised by torch's global generator."""
         return self.builder(arch, task, **self.options)
 
+    def look(self, net: nn.Module, task: Task) -> tuple[tuple[str, ...], str]:
+        """Names of a network's taps and of its head.
+
+        Raises:
+            BadInput: they have to be found, and the network does not run on the task's images or has no head.
+        """
+        if self.taps is not None and self.head is not None:
+            return self.taps, self.head
+        taps, head = find_taps(net, task)
+        return self.taps if self.taps is not None else taps, self.head or head
+
     def restrict(self, choices: Mapping[str, Any], **options: Any) -> "Space":
         """The same space with the domains of some names replaced, and builder options set.
 
         Raises:
-            BadInput: a name or an option that the space does not have.
+            BadInput: a name or an option that the space does not have, unless it is open.
         """
         for name in choices:
-            if name not in self.param_space:
+            if name not in self.param_space and not self.open:
                 raise unknown(f"choice of space {self.name!r}", name, self.param_space)
         for name in options:
-            if name not in self.options:
+            if name not in self.options and not self.open:
                 raise unknown(f"option of space {self.name!r}", name, self.options)
         changed = {name: domains.from_config(value) for name, value in choices.items()}
         return replace(self, param_space={**self.param_space, **changed}, options={**self.options, **options})
 
     def check(self, arch: Arch) -> None:
-        """Raises `BadInput` unless `arch` gives each name of the space one of its values."""
+        """Raises `BadInput` unless `arch` gives each name of the space one of its values, and the space allows it."""
         for name in arch:
             if name not in self.param_space:
                 raise unknown(f"choice of space {self.name!r}", name, self.param_space)
@@ -88,27 +110,41 @@ class Space:
                 raise BadInput(f"space {self.name!r}: the architecture lacks {name!r}")
             if not domains.contains(domain, arch[name]):
                 raise BadInput(f"space {self.name!r}: {name}={arch[name]!r} is not in {domains.to_config(domain)}")
+        if not self.allows(arch):
+            chosen = ", ".join(f"{name}={value}" for name, value in arch.items())
+            raise BadInput(f"space {self.name!r} does not allow {chosen}")
 
     def sample(self, rng: np.random.Generator) -> dict[str, Any]:
-        """One architecture, each choice drawn on its own."""
-        return sample(self.param_space, rng)
+        """One architecture: each choice drawn on its own, until the space allows what was drawn.
+
+        Raises:
+            BadInput: the space allows none of 10,000 draws.
+        """
+        for _ in range(DRAWS):
+            arch = sample(self.param_space, rng)
+            if self.allows(arch):
+                return arch
+        raise BadInput(f"space {self.name!r} allows none of {DRAWS:,} draws")
 
     def mutate(self, arch: Arch, rng: np.random.Generator) -> dict[str, Any]:
-        """A copy with exactly one choice changed."""
-        return mutate(self.param_space, arch, rng)
+        """A copy with exactly one choice changed; unchanged where the space allows no change that was tried."""
+        children = (mutate(self.param_space, arch, rng, self.moves) for _ in range(TRIES))
+        return next(filter(self.allows, children), dict(arch))
 
     def crossover(self, mother: Arch, father: Arch, rng: np.random.Generator) -> dict[str, Any]:
-        """A child that takes each choice from either parent with equal chance."""
-        return crossover(mother, father, rng)
+        """A child that takes each choice from either parent with equal chance; else a copy of the mother."""
+        children = (crossover(mother, father, rng) for _ in range(TRIES))
+        return next(filter(self.allows, children), dict(mother))
 
     def neighbours(self, arch: Arch) -> Iterator[dict[str, Any]]:
         """Every architecture one step away in one choice."""
         for name, domain in self.param_space.items():
             for value in domains.adjacent(domain, arch[name]):
-                yield {**arch, name: value}
+                if self.allows(other := {**arch, name: value}):
+                    yield other
 
     def size(self) -> float:
-        """Number of architectures (before isomorphic ones are merged); infinite if a choice is continuous."""
+        """Number of combinations of choices (also of those that are the same network or not allowed)."""
         return size(self.param_space)
 
     def all(self) -> Iterator[dict[str, Any]]:
@@ -119,7 +155,8 @@ class Space:
                 f"space {self.name!r} cannot be listed: a choice is continuous or has over {domains.LISTED:,} values"
             )
         for chosen in product(*(values for values in listed if values is not None)):
-            yield dict(zip(self.param_space, chosen, strict=True))
+            if self.allows(arch := dict(zip(self.param_space, chosen, strict=True))):
+                yield arch
 
     def canonical(self, arch: Arch) -> Any:
         """A JSON-able value, equal exactly for architectures that are the same network."""
@@ -148,13 +185,18 @@ def sample(param_space: ParamSpace, rng: np.random.Generator) -> dict[str, Any]:
     return {name: domains.draw(domain, rng) for name, domain in param_space.items()}
 
 
-def mutate(param_space: ParamSpace, params: Arch, rng: np.random.Generator) -> dict[str, Any]:
+def mutate(
+    param_space: ParamSpace, params: Arch, rng: np.random.Generator, moves: Moves | None = None
+) -> dict[str, Any]:
     """A copy of `params` with one value changed; unchanged where no name has a second value."""
     movable = [name for name, domain in param_space.items() if (domains.values(domain) or [0, 1])[1:]]
     if not movable:
         return dict(params)
     name = movable[int(rng.integers(len(movable)))]
-    return {**params, name: domains.perturb(param_space[name], params[name], rng)}
+    domain, value = param_space[name], params[name]
+    steps = moves[name](value) if moves and name in moves else ()
+    near = [step for step in steps if step != value and domains.contains(domain, step)]
+    return {**params, name: near[int(rng.integers(len(near)))] if near else domains.perturb(domain, value, rng)}
 
 
 def crossover(mother: Arch, father: Arch, rng: np.random.Generator) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from spaces.errors import BadInput
-from spaces.space import Task
+from spaces.task import Task
 
 # Networks shrink images up to 32 times. In an image of 64 pixels no stage is a single pixel; only pooled maps are.
 LARGE = 64

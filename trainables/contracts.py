@@ -105,7 +105,7 @@ class Member(nn.Module):
     @classmethod
     def of(cls, space: Space, net: nn.Module, data: Data) -> "Member":
         """A network of a student space, on images of this data set."""
-        return cls(net, space.taps, space.head, data.mean, data.std)
+        return cls(net, *space.look(net, data.task), data.mean, data.std)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits [B, K]."""

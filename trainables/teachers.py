@@ -175,7 +175,7 @@ def _of_space(config: TeacherConfig, task: Task) -> _Net:
             raise BadInput(f"the teacher's arch lacks {name!r} of space {space.name!r}")
     net = _made(lambda: space.restrict({}, **config.options).build(arch, task), f"space {space.name!r}")
     find_taps(net, task)  # refuses what was built but cannot be run
-    return net, space.taps, space.head, None
+    return net, *space.look(net, task), None
 
 
 def _of_package(config: TeacherConfig, task: Task) -> _Net:
