@@ -1,14 +1,22 @@
 """What a student can be: Tune search spaces of architectures, each with its builder."""
 
-from spaces import nasbench201, resnet
+from spaces import nasbench101, nasbench201, own, resnet, timm_family, torchvision_family, vit, wrn, zen
 from spaces.errors import BadInput, unknown
+from spaces.others import check_space
 from spaces.space import Arch, Space
 from spaces.task import Task
 
 SPACES: dict[str, Space] = {
     "resnet": resnet.SPACE,
     "resnet-s1": resnet.S1,
+    "nasbench101": nasbench101.SPACE,
     "nasbench201": nasbench201.SPACE,
+    "wrn": wrn.SPACE,
+    "zen": zen.SPACE,
+    "vit": vit.SPACE,
+    "vit-autoformer-tiny": vit.AUTOFORMER_TINY,
+    "timm": timm_family.SPACE,
+    "torchvision": torchvision_family.SPACE,
 }
 
 
@@ -19,4 +27,4 @@ def get(name: str) -> Space:
     return SPACES[name]
 
 
-__all__ = ["SPACES", "Arch", "BadInput", "Space", "Task", "get", "unknown"]
+__all__ = ["SPACES", "Arch", "BadInput", "Space", "Task", "check_space", "get", "own", "unknown"]

@@ -21,7 +21,8 @@ Arch = Mapping[str, Any]
 
 
 Moves = Mapping[str, Callable[[Any], Sequence[Any]]]
-"""By name, the values to which a mutation may change a value; a name that is not there may take every other one."""
+"""By name, the values to which a mutation may change a value: numbers are rounded to those of an ordered domain. A name
+that is not there, or has nowhere to step to, may take every other value."""
 
 DRAWS = 10_000  # before a space is said to allow nothing
 TRIES = 100  # before a mutation or a crossover is given up
@@ -195,8 +196,18 @@ def mutate(
     name = movable[int(rng.integers(len(movable)))]
     domain, value = param_space[name], params[name]
     steps = moves[name](value) if moves and name in moves else ()
-    near = [step for step in steps if step != value and domains.contains(domain, step)]
+    # A value that several steps are rounded to is as likely as any other.
+    rounded = dict.fromkeys(_nearest(domain, step) for step in steps)
+    near = [step for step in rounded if step != value and domains.contains(domain, step)]
     return {**params, name: near[int(rng.integers(len(near)))] if near else domains.perturb(domain, value, rng)}
+
+
+def _nearest(domain: domains.Domain, value: Any) -> Any:
+    """The nearest of the listed numbers of a domain; the value itself where none are listed, or it is no number."""
+    listed = domains.values(domain) if domains.is_ordered(domain) else None
+    if listed is None or not isinstance(value, int | float):
+        return value
+    return min(listed, key=lambda known: abs(known - value))
 
 
 def crossover(mother: Arch, father: Arch, rng: np.random.Generator) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def test_the_network_is_left_as_it_was(name: str, known: dict[str, tuple[nn.Modu
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
-@pytest.mark.parametrize("name", spaces.SPACES)
+@pytest.mark.parametrize("name", [name for name, space in spaces.SPACES.items() if space.taps is not None])
 def test_a_space_of_ours_is_found_as_it_says(name: str) -> None:
     space = spaces.get(name)
     task = Task(3, 16, 5)
