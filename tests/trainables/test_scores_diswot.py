@@ -18,7 +18,7 @@ import spaces
 from spaces import Task
 from trainables.contracts import Member, Probe
 from trainables.scores import compute, diswot, terms_of
-from trainables.scores.passes import weights
+from trainables.scores.passes import normal_weights, weights
 
 TASK = Task(3, 8, 5)
 
@@ -167,7 +167,7 @@ def test_diswot_of_networks_it_cannot_compare_says_why() -> None:
 def test_weights_are_normal_while_diswot_looks() -> None:
     member = resnet(width=16)
     before = copy.deepcopy(member.state_dict())
-    with diswot.normal_weights(member):
+    with normal_weights(member):
         weight = torch.cat([w.detach().flatten() for w in weights(member)])
         assert float(weight.mean()) == pytest.approx(0, abs=0.02)
         assert float(weight.std()) == pytest.approx(1, abs=0.02)

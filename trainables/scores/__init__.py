@@ -13,8 +13,23 @@ import numpy as np
 
 from spaces.errors import BadInput, unknown
 from trainables.contracts import NotComputable, Probe
-from trainables.scores import diswot, grad_norm, nwot, size, snip, synflow
-from trainables.scores.passes import one_pass
+from trainables.scores import (
+    diswot,
+    epe_nas,
+    fisher,
+    grad_norm,
+    grasp,
+    jacob_cov,
+    l2_norm,
+    nwot,
+    plain,
+    rdm,
+    size,
+    snip,
+    synflow,
+    zen,
+)
+from trainables.scores.passes import Need, one_pass
 
 
 @dataclass(frozen=True)
@@ -26,27 +41,37 @@ class ScoreEntry:
         terms: names of the values that it gives; a score of one term gives a float.
         needs_teacher: whether it compares with a teacher.
         settings: by name, the values that a setting takes; the first is the default.
+        needs: the part of the student's pass that it looks at, which is then computed once for all scores.
     """
 
     function: Callable[..., float | dict[str, float]]
     terms: tuple[str, ...]
     needs_teacher: bool = False
     settings: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    needs: Need | None = None
 
 
 SCORES: dict[str, ScoreEntry] = {
     "params": ScoreEntry(size.params, ("params",)),
     "flops": ScoreEntry(size.flops, ("flops",)),
-    "grad_norm": ScoreEntry(grad_norm.score, ("grad_norm",)),
-    "snip": ScoreEntry(snip.score, ("snip",)),
+    "grad_norm": ScoreEntry(grad_norm.score, ("grad_norm",), needs="gradients"),
+    "snip": ScoreEntry(snip.score, ("snip",), needs="gradients"),
+    "plain": ScoreEntry(plain.score, ("plain",), needs="gradients"),
+    "grasp": ScoreEntry(grasp.score, ("grasp",), needs="curvature"),
+    "fisher": ScoreEntry(fisher.score, ("fisher",), needs="saliency"),
     "synflow": ScoreEntry(synflow.score, ("synflow",)),
-    "nwot": ScoreEntry(nwot.score, ("nwot",)),
+    "jacob_cov": ScoreEntry(jacob_cov.score, ("jacob_cov",), needs="jacobian"),
+    "epe_nas": ScoreEntry(epe_nas.score, ("epe_nas",), needs="jacobian"),
+    "nwot": ScoreEntry(nwot.score, ("nwot",), needs="relus"),
+    "zen": ScoreEntry(zen.score, ("zen",)),
+    "l2_norm": ScoreEntry(l2_norm.score, ("l2_norm",)),
     "diswot": ScoreEntry(
         diswot.score,
         ("diswot.semantic", "diswot.relation"),
         needs_teacher=True,
         settings={"variant": tuple(diswot.VARIANTS)},
     ),
+    "rdm": ScoreEntry(rdm.score, ("rdm.pearson", "rdm.spearman"), needs_teacher=True),
 }
 
 
@@ -95,7 +120,8 @@ def compute(
     checked = check_settings(scores if settings is None else {name: settings.get(name) for name in scores})
     values: dict[str, float] = {}
     reasons: dict[str, str] = {}
-    with one_pass():
+    needs = frozenset(need for name in checked if (need := SCORES[name].needs) is not None)
+    with one_pass(needs):
         for name, options in checked.items():
             found, why = _terms(SCORES[name], probe, options)
             values |= found

@@ -12,20 +12,18 @@ The variants differ as the paper and its published README do:
 Shape suffixes: B images, C channels of the last map, H and W its pixels, K classes.
 """
 
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.contracts import Member, NotComputable, Probe, gram
-from trainables.cost import WEIGHTED
-from trainables.scores.passes import untouched
+from trainables.contracts import Member, NotComputable, Probe, class_gram, class_maps, gram, unit_gram
+from trainables.losses.diswot import norm_of_difference
+from trainables.scores.passes import normal_weights, untouched
+from trainables.scores.teacher_side import of_teacher
 
 
 class Signature(NamedTuple):
@@ -66,12 +64,14 @@ def score(probe: Probe, *, variant: str = "paper") -> dict[str, float]:
         NotComputable: no teacher, a network without a map or a linear head, a map that is zero or not finite, or
             (`readme`) heads of different widths.
     """
-    teacher, how = probe.teacher, VARIANTS[variant]
-    if teacher is None:
-        raise NotComputable("it compares with a teacher, and there is none")
+    how = VARIANTS[variant]
+
+    def signature(member: Member) -> Signature:
+        return how.signature(look(member, probe.images, probe.labels))
+
     with untouched(probe.student), normal_weights(probe.student), torch.no_grad():
-        student_is = how.signature(look(probe.student, probe.images, probe.labels))
-        teacher_is = _teacher_signature(teacher, probe, variant)
+        teacher_is = of_teacher(probe, ("diswot", variant), signature)
+        student_is = signature(probe.student)
     return {
         "diswot.semantic": -float(how.semantic(student_is.semantic, teacher_is.semantic)),
         "diswot.relation": -float(how.relation(student_is.relation, teacher_is.relation)),
@@ -99,9 +99,8 @@ def paper_signature(view: View) -> Signature:
     """
     if view.weight_KC.shape[1] != view.map_BCHW.shape[1]:
         raise NotComputable(f"the head takes {view.weight_KC.shape[1]} channels, the map has {view.map_BCHW.shape[1]}")
-    cams_KD = torch.einsum("kc,bchw->kbhw", view.weight_KC, view.map_BCHW).flatten(1)
-    images_BD = view.map_BCHW.flatten(1)
-    return Signature(_unit(cams_KD @ cams_KD.T), _unit(images_BD @ images_BD.T))
+    cams_BKHW = class_maps(view.map_BCHW, view.weight_KC)
+    return Signature(_of_norm_1(class_gram(cams_BKHW)), _of_norm_1(unit_gram(view.map_BCHW)))
 
 
 def readme_signature(view: View) -> Signature:
@@ -109,11 +108,6 @@ def readme_signature(view: View) -> Signature:
     # The gradient of a linear layer, written out: no backward pass, and frozen teachers have it too.
     error_BK = view.logits_BK.softmax(1) - F.one_hot(view.labels_B, view.logits_BK.shape[1])
     return Signature(error_BK.T @ view.embedding_BC / len(error_BK), gram(view.map_BCHW))
-
-
-def norm_of_difference(one: Tensor, other: Tensor) -> Tensor:
-    """Frobenius norm of the difference of two matrices."""
-    return (one - other).norm()
 
 
 def mean_square(one_BB: Tensor, other_BB: Tensor) -> Tensor:
@@ -149,66 +143,9 @@ VARIANTS = {
 }
 
 
-@contextmanager
-def normal_weights(member: Member) -> Iterator[None]:
-    """Within it, weights of convolutions and linear layers are N(0, 1) and their biases 0; afterwards as before."""
-    layers = [module for module in member.modules() if isinstance(module, WEIGHTED)]
-    given = [(p, p.detach().clone()) for layer in layers for p in layer.parameters(recurse=False)]
-    generator = torch.Generator().manual_seed(_seed(given[0][0] if given else torch.zeros(0)))
-    try:
-        with torch.no_grad():
-            for layer in layers:
-                # Drawn on the CPU, so that every device sees the same weights.
-                layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator))
-                if layer.bias is not None:
-                    layer.bias.zero_()
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, before in given:
-                parameter.copy_(before)
-
-
-def _seed(weight: Tensor) -> int:
-    """A seed from the bits of the first layer's weight, which differ by the seed that initialised it."""
-    return int.from_bytes(sha256(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).digest()[:7])
-
-
-def _unit(matrix: Tensor) -> Tensor:
-    norm = matrix.norm()
-    if not 0 < float(norm) < float("inf"):
-        raise NotComputable(f"the last map has the norm {float(norm)}")
-    return matrix / norm
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """The last teacher's signature, and what it was computed from."""
-
-    teacher: "weakref.ref[Member]"
-    images: "weakref.ref[Tensor]"
-    labels: "weakref.ref[Tensor]"
-    state: object
-    signature: Signature
-
-
-_last_teacher: list[_Kept] = []
-
-
-def _teacher_signature(teacher: Member, probe: Probe, variant: str) -> Signature:
-    """The teacher's signature, computed once for all candidates that are scored against the same teacher and batch."""
-    for kept in _last_teacher:
-        same = kept.teacher() is teacher and kept.images() is probe.images and kept.labels() is probe.labels
-        if same and kept.state == _state(teacher, probe, variant):
-            return kept.signature
-    with untouched(teacher):
-        signature = VARIANTS[variant].signature(look(teacher, probe.images, probe.labels))
-    references = weakref.ref(teacher), weakref.ref(probe.images), weakref.ref(probe.labels)
-    _last_teacher[:] = [_Kept(*references, _state(teacher, probe, variant), signature)]
-    return signature
-
-
-def _state(teacher: Member, probe: Probe, variant: str) -> object:
-    """Equal as long as nothing was written to what the signature depends on: torch counts writes to a tensor."""
-    tensors = [probe.images, probe.labels, *teacher.parameters(), *teacher.buffers()]
-    return variant, teacher.training, [(id(tensor), tensor._version) for tensor in tensors]
+def _of_norm_1(matrix: Tensor) -> Tensor:
+    """The matrix; one that could not be scaled to norm 1 comes from a map that is zero or not finite."""
+    norm = float(matrix.norm())
+    if not norm > 0.5:
+        raise NotComputable(f"the last map has the norm {norm}")
+    return matrix
