@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spaces import Space, Task
-from spaces.errors import unknown
+from spaces.errors import BadInput, unknown
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,34 @@ def gram(map_BCHW: Tensor) -> Tensor:
     return nn.functional.normalize(flat_BD @ flat_BD.T, dim=1)
 
 
-REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"attention": attention_map, "gram": gram}
+def unit_gram(map_BCHW: Tensor) -> Tensor:
+    """Products between the images of a batch, the matrix scaled to Frobenius norm 1: [B, B] (DisWOT, arXiv:2303.15678).
+
+    Zeros stay zeros, with a gradient of 0.
+    """
+    flat_BD = map_BCHW.flatten(1)
+    return nn.functional.normalize((flat_BD @ flat_BD.T).flatten(), dim=0, eps=1e-30).unflatten(0, (len(flat_BD), -1))
+
+
+def class_gram(cams_BKHW: Tensor) -> Tensor:
+    """Products between the classes' activation maps, over places and images: [K, K] of norm 1, as `unit_gram`."""
+    return unit_gram(cams_BKHW.transpose(0, 1))
+
+
+def class_maps(map_BCHW: Tensor, weight_KC: Tensor) -> Tensor:
+    """Class activation maps [B, K, H, W]: at each place what it adds to a class (CAM, arXiv:1512.04150, eq. 2)."""
+    return torch.einsum("kc,bchw->bkhw", weight_KC, map_BCHW)
+
+
+CAM = "cam"
+"""The name of the class activation maps of the last tap among a network's features, beside its taps."""
+
+REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "attention": attention_map,
+    "gram": gram,
+    "unit_gram": unit_gram,
+    "class_gram": class_gram,
+}
 """What a loss may compare instead of a whole feature map. A teacher's reduced maps are small enough to be kept."""
 
 
@@ -67,7 +94,7 @@ class Outputs:
 
     Args:
         logits: [B, K].
-        features: by name: a tap's map [B, C, H, W], or `tap:reduction` where it was reduced beforehand.
+        features: by name: a tap's map [B, C, H, W] or `CAM`, or `name:reduction` where it was reduced beforehand.
         embedding: the head's input [B, D], where it was asked for.
     """
 
@@ -112,15 +139,16 @@ class Member(nn.Module):
         return self.net((images_BCHW - self.mean) / self.std)
 
     def outputs(self, images_BCHW: Tensor, taps: Iterable[str] = (), embedding: bool = False) -> Outputs:
-        """Logits, the maps at `taps`, and the head's input if asked for.
+        """Logits, the maps at `taps` (`CAM` among them if wanted), and the head's input if asked for.
 
         Raises:
-            BadInput: a tap that the network does not have.
+            BadInput: a tap that the network does not have, or `CAM` of a network for which `class_maps` has none.
         """
+        wanted = tuple(taps)
         features: dict[str, Tensor] = {}
         inputs: list[Tensor] = []
         hooks = []
-        for tap in taps:
+        for tap in dict.fromkeys([*(tap for tap in wanted if tap != CAM), *(self.taps[-1:] if CAM in wanted else ())]):
             if tap not in self.taps:
                 raise unknown("tap", tap, self.taps)
 
@@ -136,7 +164,25 @@ class Member(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
+        if CAM in wanted:
+            features[CAM] = self.class_maps(features)
+        features = {tap: features[tap] for tap in wanted}
         return Outputs(logits, features, inputs[0].flatten(1) if inputs else None)
+
+    def class_maps(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Class activation maps [B, K, H, W] of the last tap's map; gradients reach the map and the head's weight.
+
+        Raises:
+            BadInput: the last tap gives no map, or the head is no linear layer over its channels.
+        """
+        head = self.net.get_submodule(self.head)
+        last = features[self.taps[-1]] if self.taps else torch.empty(0)
+        if last.dim() != 4 or not isinstance(head, nn.Linear) or head.in_features != last.shape[1]:
+            raise BadInput(
+                "class activation maps need a map [B, C, H, W] at the last tap and a linear head over its C channels, "
+                f"not {list(last.shape)} and {head}"
+            )
+        return class_maps(last, head.weight)
 
 
 @dataclass(frozen=True)

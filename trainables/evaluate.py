@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from trainables.contracts import Member, Split
 from trainables.cost import evaluating
+from trainables.rdm import rdm, similarity
 
 RDM_IMAGES = 1000
 """`rdm_correlation` looks at this many images at most: half a million pairs, and no more memory for more images."""
@@ -57,11 +58,11 @@ def evaluate(student: Predictions, teacher: Predictions | None, labels: Tensor |
         return figures
     agreed = agreement(student.logits, teacher.logits)
     cka = linear_cka(student.embedding, teacher.embedding)
-    rdm = rdm_correlation(student.embedding, teacher.embedding)
+    likeness = rdm_correlation(student.embedding, teacher.embedding)
     # max(0, nan) would be 0: the order of the arguments matters.
-    similarity = (agreed + cka + max(rdm, 0.0)) / 3
+    similarity = (agreed + cka + max(likeness, 0.0)) / 3
     kl = kl_to_teacher(student.logits, teacher.logits)
-    return figures | {"agreement": agreed, "kl": kl, "cka": cka, "rdm": rdm, "teacher_similarity": similarity}
+    return figures | {"agreement": agreed, "kl": kl, "cka": cka, "rdm": likeness, "teacher_similarity": similarity}
 
 
 def accuracy(logits_NK: Tensor, labels_N: Tensor | np.ndarray) -> float:
@@ -108,35 +109,12 @@ def linear_cka(x_ND: Tensor, y_NE: Tensor) -> float:
 def rdm_correlation(x_ND: Tensor, y_NE: Tensor) -> float:
     """How alike two embeddings of the same images order all pairs of images by dissimilarity, -1 to 1.
 
-    The teacher guidance of TGSA (Bashivan et al. 2019, arXiv:1808.01405): Pearson's correlation between the upper
-    triangles of two matrices of dissimilarities, one minus Pearson's correlation between the embeddings of two images.
-    It does not change when the embedding of an image is scaled or shifted by one number, nor under rotations that keep
-    the direction (1, ..., 1). Of more than `RDM_IMAGES` images it takes the first ones, so they should be in no order.
-
-    An image whose embedding is constant correlates with nothing: its pairs are left out. NaN where the dissimilarities
-    of one embedding do not vary, or fewer than two pairs are left.
+    See `trainables.rdm`. Of more than `RDM_IMAGES` images it takes the first ones, so they should be in no order.
+    Pairs with an image whose embedding is constant are left out. NaN where the dissimilarities of one embedding do not
+    vary, or fewer than two pairs are left.
     """
-    x_ND, y_NE = x_ND[:RDM_IMAGES], y_NE[:RDM_IMAGES]
-    if _same_rows(x_ND) or _same_rows(y_NE):
-        return math.nan
-    unit_x_ND, unit_y_NE = (_unit_rows(z.double()) for z in (x_ND, y_NE))
-    defined = (unit_x_ND != 0).any(1) & (unit_y_NE != 0).any(1)
-    unit_x_ND, unit_y_NE = unit_x_ND[defined], unit_y_NE[defined]
-    rows, columns = torch.triu_indices(len(unit_x_ND), len(unit_x_ND), 1, device=unit_x_ND.device)
-    x_P, y_P = ((1 - z @ z.T)[rows, columns] for z in (unit_x_ND, unit_y_NE))
-    # 1e-12 is far above the rounding of float64 and far below any difference between float32 embeddings.
-    if len(x_P) < 2 or any((z.max() - z.min()).item() < 1e-12 for z in (x_P, y_P)):
-        return math.nan
-    x_P, y_P = x_P - x_P.mean(), y_P - y_P.mean()
-    return (x_P @ y_P / (torch.linalg.norm(x_P) * torch.linalg.norm(y_P))).item()
+    return similarity(rdm(x_ND[:RDM_IMAGES]), rdm(y_NE[:RDM_IMAGES]))
 
 
 def _same_rows(x_ND: Tensor) -> bool:
     return bool((x_ND == x_ND[:1]).all())
-
-
-def _unit_rows(x_ND: Tensor) -> Tensor:
-    """Rows without their mean, scaled to length 1; a constant row becomes zeros."""
-    constant_N1 = (x_ND == x_ND[:, :1]).all(1, keepdim=True)
-    centred_ND = x_ND - x_ND.mean(1, keepdim=True)
-    return F.normalize(centred_ND, dim=1, eps=0).where(~constant_N1, 0.0)

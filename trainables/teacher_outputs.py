@@ -14,17 +14,20 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from spaces.seeding import stable_hash
-from trainables.contracts import Member, Outputs, Split
+from trainables.contracts import CAM, Member, Outputs, Split
 from trainables.curriculum import Curriculum
 from trainables.evaluate import Predictions, predict
 from trainables.files import locked, replacing
 
 
-def bytes_per_image(views: Sequence[str], classes: int, maps: dict[str, tuple[int, int, int]], batch_size: int) -> int:
-    """What one image's outputs take in float32, for deciding whether to keep them."""
-    sizes = {"logits": classes}
+def bytes_per_image(
+    views: Sequence[str], classes: int, maps: dict[str, tuple[int, int, int]], batch_size: int
+) -> float:
+    """What one image's outputs take in float32, for deciding whether to keep them; its share of what a batch has."""
+    sizes: dict[str, float] = {"logits": classes, f"{CAM}:class_gram": classes**2 / batch_size}
     for tap, (channels, height, width) in maps.items():
-        sizes |= {tap: channels * height * width, f"{tap}:attention": height * width, f"{tap}:gram": batch_size}
+        sizes |= {tap: channels * height * width, f"{tap}:attention": height * width}
+        sizes |= {f"{tap}:gram": batch_size, f"{tap}:unit_gram": batch_size}
     return 4 * sum(sizes[view] for view in views)
 
 
@@ -36,7 +39,7 @@ class TeacherOutputs:
         teacher_hash: names its weights.
         data_hash: names the images.
         curriculum: the epochs.
-        views: "logits", taps, or `tap:reduction`.
+        views: "logits", taps, `CAM`, or `tap:reduction` of either.
         folder: where the outputs are kept; None computes them batch by batch for each student and keeps nothing.
     """
 

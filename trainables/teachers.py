@@ -1,13 +1,12 @@
 """Teachers: the network that a config describes, and the files that its weights come from and go to."""
 
-import difflib
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,13 +16,13 @@ from torch import Tensor, nn
 import spaces
 from spaces import Task
 from spaces.errors import BadInput, unknown
+from spaces.others import blaming, one_line
+from spaces.packages import timm_model, torchvision_model
 from spaces.seeding import derive_seed, stable_hash
 from spaces.taps import find_taps
 from trainables.contracts import Data, Member
 from trainables.files import replacing
 from trainables.images import cache_dir
-
-T = TypeVar("T")
 
 # One layer under two names, in weights files of residual networks for small images.
 ALIASES = {"linear": "fc", "fc": "linear", "downsample": "shortcut", "shortcut": "downsample"}
@@ -133,7 +132,7 @@ def save_weights(member: Member, path: str | Path) -> None:
         with replacing(Path(path).expanduser()) as temporary:
             save_file(state, temporary)
     except (OSError, SafetensorError) as error:
-        raise BadInput(f"cannot write {path}: {_line(error)}") from error
+        raise BadInput(f"cannot write {path}: {one_line(error)}") from error
 
 
 def weights_hash(member: Member) -> str:
@@ -173,7 +172,8 @@ def _of_space(config: TeacherConfig, task: Task) -> _Net:
     for name in space.param_space:
         if name not in arch:
             raise BadInput(f"the teacher's arch lacks {name!r} of space {space.name!r}")
-    net = _made(lambda: space.restrict({}, **config.options).build(arch, task), f"space {space.name!r}")
+    with blaming(f"space {space.name!r} cannot be made"):
+        net = space.restrict({}, **config.options).build(arch, task)
     find_taps(net, task)  # refuses what was built but cannot be run
     return net, *space.look(net, task), None
 
@@ -188,29 +188,21 @@ def _of_package(config: TeacherConfig, task: Task) -> _Net:
 
 def _of_timm(name: str, config: TeacherConfig, task: Task) -> tuple[nn.Module, Normal | None, int]:
     """The network, the normalisation of its pretrained weights, and the number of classes that they know."""
-    import timm  # here, for importing it takes seconds that other teachers need not pay
-
-    if not timm.is_model(name):
-        raise _unknown_model("timm", name, timm.list_models())
-    given = {"num_classes": task.classes, "in_chans": task.channels, **config.options}
-    net = _made(lambda: timm.create_model(name, pretrained=config.pretrained, **given), f"timm's {name}")
+    net = timm_model(name, task, config.options, config.pretrained)
     about: Any = net.pretrained_cfg
     fits = config.pretrained and len(about["mean"]) == task.channels
     return net, (about["mean"], about["std"]) if fits else None, int(about["num_classes"])
 
 
 def _of_torchvision(name: str, config: TeacherConfig, task: Task) -> tuple[nn.Module, Normal | None, int]:
-    from torchvision import models  # here, for importing it takes seconds that other teachers need not pay
-
-    if name not in models.list_models(module=models):
-        raise _unknown_model("torchvision", name, models.list_models(module=models))
-    net: nn.Module = _made(
-        lambda: models.get_model(name, num_classes=task.classes, **config.options), f"torchvision's {name}"
-    )
+    net = torchvision_model(name, task, config.options)
     if not config.pretrained:
         return net, None, task.classes
+    from torchvision import models
+
     weights = models.get_model_weights(name).DEFAULT
-    state = _made(lambda: weights.get_state_dict(progress=False, check_hash=True), f"the weights of {name}")
+    with blaming(f"the weights of {name} cannot be made"):
+        state = weights.get_state_dict(progress=False, check_hash=True)
     own = {name: tensor.shape for name, tensor in net.state_dict().items()}
     net.load_state_dict({name: value for name, value in state.items() if own.get(name) == value.shape}, strict=False)
     transform = weights.transforms()
@@ -218,22 +210,6 @@ def _of_torchvision(name: str, config: TeacherConfig, task: Task) -> tuple[nn.Mo
 
 
 PACKAGES = {"timm": _of_timm, "torchvision": _of_torchvision}
-
-
-def _unknown_model(package: str, name: str, known: Sequence[str]) -> BadInput:
-    """The error for a model that a package of over a thousand does not have: it names the nearest."""
-    near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.3))
-    return BadInput(f"{package} has no model {name!r}; nearest: {near or 'none'}")
-
-
-def _made(make: Callable[[], T], what: str) -> T:
-    """What a builder of others gives; whatever it raises is said in one line."""
-    try:
-        return make()
-    except BadInput:
-        raise
-    except Exception as error:
-        raise BadInput(f"{what} cannot be made: {_line(error)}") from error
 
 
 def _exactly_one(what: str, given: Mapping[str, bool]) -> None:
@@ -254,7 +230,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     except UnpicklingError as error:
         raise BadInput(f"{path}: damaged, or holds more than tensors, which is not read for it can run code") from error
     except Exception as error:  # torch raises whatever its reader of a damaged file stumbles on
-        raise BadInput(f"{path}: no whole file of weights: {_line(error)}") from error
+        raise BadInput(f"{path}: no whole file of weights: {one_line(error)}") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
@@ -265,7 +241,3 @@ def _read(path: Path) -> dict[str, Tensor]:
 def _own_name(name: str, own: Mapping[str, Tensor]) -> str:
     other = ".".join(ALIASES.get(part, part) for part in name.split("."))
     return other if name not in own and other in own else name
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

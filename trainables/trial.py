@@ -27,12 +27,14 @@ from spaces.seeding import derive_seed
 from trainables import losses, scores, teachers
 from trainables.contracts import Data, Member, Probe, Split
 from trainables.curriculum import Augment, Batch, Curriculum
-from trainables.evaluate import Predictions, evaluate, predict
+from trainables.evaluate import Predictions, evaluate, evaluating, predict
 from trainables.files import replacing
 from trainables.fit import Fit, NonFiniteLoss, OptimizerConfig, memory_format
+from trainables.rdm import drawn_images, guidance, layer_rdms
 from trainables.teacher_outputs import TeacherOutputs
 
 Json = dict[str, Any]
+GUIDANCE_IMAGES = 256  # validation images that `teacher_guidance` looks at, drawn by the run's seed: 32,640 pairs
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # the disk's errors, which are no trial's fault
 
 
@@ -53,11 +55,11 @@ class StageContext:
     Args:
         seed: of the run; initialisations and the curriculum follow from it.
         epochs: the length of the schedule of a distillation.
-        objective: weights of the metrics that make up `objective`.
+        objective: weights of the metrics that make up `objective`. `teacher_guidance` costs a pass of its own, and is
+            only computed where it stands here, be it with weight 0.
         folder: where checkpoints lie.
         test: evaluate on the test split after the last epoch.
         scores: for scoring, the settings of each score.
-        score_seeds: initialisations over which a score is averaged.
         score_batch: images in a score's batch.
     """
 
@@ -71,7 +73,6 @@ class StageContext:
     objective: Mapping[str, float] | None = None
     test: bool = False
     scores: Mapping[str, Mapping[str, Any]] | None = None
-    score_seeds: int = 1
     score_batch: int = 64
 
     @property
@@ -224,6 +225,8 @@ class DistillTrial(_Trial):
         metrics["train_loss"] = sum(term.weight * trained.losses[term.name] for term in self.fit.terms)
         metrics |= self._evaluated("valid", self.context.data.valid)
         objective = self.context.objective or {"valid_accuracy": 1.0}
+        if "teacher_guidance" in objective:
+            metrics["teacher_guidance"] = self._guidance()
         metrics["objective"] = sum(weight * metrics[name] for name, weight in objective.items())
         if self.context.test and epoch >= self.context.epochs:
             tested = self._evaluated("test", self.context.data.test)
@@ -244,6 +247,25 @@ class DistillTrial(_Trial):
         teacher: Predictions | None = self.outputs.on(name, split) if self.outputs else None
         found = evaluate(student, teacher, torch.from_numpy(np.array(split.labels)))
         return {f"{name}_accuracy" if key == "accuracy" else key: value for key, value in found.items()}
+
+    @cached_property
+    def _guide(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The images of `teacher_guidance`, and the teacher's dissimilarities between them: once for all trials."""
+        images = drawn_images(self.context.data.valid, GUIDANCE_IMAGES, self.context.seed).to(self.context.device)
+        layers = layer_rdms(self._teacher, images)
+        if not layers:
+            raise BadInput("teacher_guidance compares feature maps, and the teacher has none")
+        return images, layers
+
+    def _guidance(self) -> float:
+        """TGSA's guidance by the teacher after an epoch; a pass of the student of its own, since it needs all taps."""
+        assert self.fit is not None
+        images, teacher = self._guide
+        with evaluating(self.fit.student):
+            student = layer_rdms(self.fit.student, images)
+        if not student:
+            raise BadInput("teacher_guidance compares feature maps, and the student has none")
+        return guidance(student, teacher)
 
     def _save(self) -> None:
         assert self.fit is not None
@@ -289,19 +311,13 @@ class ScoreTrial(_Trial):
         return next(whole.batches(1))
 
     def _scored(self, trial: Json) -> Json:
-        """The mean of each term over initialisations; what could not be computed is NaN with its reason."""
+        """Every term; what could not be computed is NaN with its reason."""
         context = self.context
         assert context.scores is not None
         teacher = self._teacher if context.teacher else None
-        found: list[dict[str, float]] = []
-        reasons: dict[str, str] = {}
-        for k in range(context.score_seeds):
-            student = context.student(trial["arch"], trial["seed"] + k).to(context.device)
-            probe = Probe(student, teacher, self._batch.images, self._batch.labels, context.data.task)
-            values, why = scores.compute(context.scores, probe)
-            found.append(values)
-            reasons |= why
-        metrics = {term: float(np.mean([values[term] for values in found])) for term in found[0]}
+        student = context.student(trial["arch"], trial["seed"]).to(context.device)
+        probe = Probe(student, teacher, self._batch.images, self._batch.labels, context.data.task)
+        metrics, reasons = scores.compute(context.scores, probe)
         return {"epoch": 0, "metrics": metrics, "reasons": reasons, "done": True}
 
 

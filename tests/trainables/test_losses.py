@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from spaces import SPACES, BadInput, Task
-from trainables.contracts import Member, Outputs
+from trainables.contracts import CAM, Member, Outputs
 from trainables.losses import LOSSES, Shapes, Term, check_settings, make_terms, shapes_of
 from trainables.losses.at import at
 from trainables.losses.cross_entropy import cross_entropy
@@ -26,6 +26,7 @@ from trainables.losses.sp import sp
 TASK = Task(3, 8, 5)
 WITH_TEACHER = [name for name, entry in LOSSES.items() if entry.compares != "nothing"]
 OF_MAPS = [name for name, entry in LOSSES.items() if entry.pairing]
+OF_LOGITS = [name for name, entry in LOSSES.items() if entry.compares in ("nothing", "logits")]
 
 
 def member(width: int, seed: int) -> Member:
@@ -57,6 +58,11 @@ def term_of(name: str, student: Member, teacher: Member) -> Term:
     return term
 
 
+def everything(member: Member, images: Tensor) -> Outputs:
+    """All that a loss may look at."""
+    return member.outputs(images, (*member.taps, CAM))
+
+
 def with_gradients(outputs: Outputs) -> Outputs:
     """The same values as leaves that collect gradients."""
     leaves = {view: tensor.detach().requires_grad_() for view, tensor in outputs.features.items()}
@@ -74,7 +80,7 @@ def normals(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
 def test_a_loss_is_a_finite_scalar_that_reaches_the_student_and_never_the_teacher(name, student, teacher, batch):
     term = term_of(name, student, teacher)
     own = with_gradients(student.outputs(batch[0], term.student_taps))
-    other = with_gradients(teacher.outputs(batch[0], teacher.taps))
+    other = with_gradients(everything(teacher, batch[0]))
     value = term.loss(own, other, batch[1])
     assert value.shape == ()
     assert value.item() > 0
@@ -89,7 +95,7 @@ def test_a_loss_is_a_finite_scalar_that_reaches_the_student_and_never_the_teache
 def test_its_views_of_the_teacher_serve_in_place_of_the_whole_teacher(name, student, teacher, batch):
     term = term_of(name, student, teacher)
     own = student.outputs(batch[0], term.student_taps)
-    whole = teacher.outputs(batch[0], teacher.taps)
+    whole = everything(teacher, batch[0])
     features = {}
     for view in term.teacher_views:
         tap, _, reduction = view.partition(":")
@@ -108,7 +114,7 @@ def test_its_views_of_the_teacher_serve_in_place_of_the_whole_teacher(name, stud
 def test_another_teacher_gives_another_value(name, student, teacher, batch):
     term = term_of(name, student, teacher)
     own = student.outputs(batch[0], term.student_taps)
-    values = [term.loss(own, one.outputs(batch[0], one.taps), batch[1]) for one in (teacher, member(4, seed=9).eval())]
+    values = [term.loss(own, everything(one, batch[0]), batch[1]) for one in (teacher, member(4, seed=9).eval())]
     assert values[0] != values[1]
 
 
@@ -123,7 +129,7 @@ def test_without_a_teacher_only_the_labels_count(student, teacher, batch):
 def test_a_copy_of_the_teacher_has_nothing_to_learn(name, teacher, batch):
     student = copy.deepcopy(teacher).double()
     term = term_of(name, student, student)
-    own = student.outputs(batch[0].double(), student.taps)
+    own = everything(student, batch[0].double())
     term.loss(own, own, batch[1]).backward()
     assert term.loss(own, own, batch[1]).item() == pytest.approx(0, abs=1e-12)
     assert max(p.grad.abs().max().item() for p in student.parameters() if p.grad is not None) < 1e-12
@@ -133,7 +139,7 @@ def test_a_copy_of_the_teacher_has_nothing_to_learn(name, teacher, batch):
 def test_it_falls_when_the_student_follows_its_gradient(name, teacher, batch):
     student = member(2, seed=0)
     term = term_of(name, student, teacher)
-    target = teacher.outputs(batch[0], teacher.taps)
+    target = everything(teacher, batch[0])
     own = term.loss.parameters() if isinstance(term.loss, nn.Module) else []
     optimizer = torch.optim.Adam([*student.parameters(), *own], lr=0.01)
     values = []
@@ -150,11 +156,11 @@ def test_it_falls_when_the_student_follows_its_gradient(name, teacher, batch):
 def test_it_can_be_sent_to_another_process(name, student, teacher, batch):
     term = term_of(name, student, teacher)
     sent = pickle.loads(pickle.dumps(term))
-    own, other = (one.outputs(batch[0], one.taps) for one in (student, teacher))
+    own, other = (everything(one, batch[0]) for one in (student, teacher))
     assert torch.equal(sent.loss(own, other, batch[1]), term.loss(own, other, batch[1]))
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if name not in OF_MAPS])
+@pytest.mark.parametrize("name", OF_LOGITS)
 @pytest.mark.parametrize("own", [200.0, -200.0])
 def test_extreme_logits_stay_finite(name, own):
     student = Outputs(own * torch.tensor([[1.0, -1, 0], [-1, 1, 1], [1, 1, 1]]).requires_grad_())
@@ -345,6 +351,8 @@ def test_weight_and_settings_have_defaults():
         ("at", ("layer1", "layer2", "layer3"), ("one:attention", "two:attention", "three:attention")),
         ("sp", ("layer3",), ("three:gram",)),
         ("fitnets", ("layer2",), ("one",)),
+        ("diswot_semantic", ("cam",), ("cam:class_gram",)),
+        ("diswot_relation", ("layer3",), ("three:unit_gram",)),
     ],
 )
 def test_default_taps(name, taps, views):

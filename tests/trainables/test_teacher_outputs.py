@@ -20,7 +20,8 @@ from trainables.teacher_outputs import TeacherOutputs, bytes_per_image
 
 CPU = torch.device("cpu")
 ARCH = {"depth1": 1, "depth2": 1, "depth3": 1, "width": 4}
-VIEWS = ("logits", "layer2", "layer3:gram", "layer3:attention")
+REDUCED = [("layer3", "gram"), ("layer3", "attention"), ("layer3", "unit_gram"), ("cam", "class_gram")]
+VIEWS = ("logits", "layer2", *(f"{tap}:{reduction}" for tap, reduction in REDUCED))
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +71,14 @@ def test_they_are_what_the_teacher_says_of_the_same_batches(data, teacher, tmp_p
         batches = list(curriculum_of(data).batches(epoch))
         assert len(found) == len(batches) == 4
         for output, batch in zip(found, batches, strict=True):
-            live = teacher.outputs(batch.images, ["layer2", "layer3"])
+            live = teacher.outputs(batch.images, ["layer2", "layer3", "cam"])
             assert torch.equal(output.logits, live.logits)
-            assert output.features.keys() == {"layer2", "layer3:gram", "layer3:attention"}
+            assert output.features.keys() == set(VIEWS[1:])
             assert torch.equal(output.features["layer2"], live.features["layer2"])
-            for name, reduction in REDUCTIONS.items():
-                reduced = reduction(live.features["layer3"])
-                assert torch.equal(output.features[f"layer3:{name}"], reduced)
-                assert torch.equal(output.reduced("layer3", name), reduced)
+            for tap, name in REDUCED:
+                reduced = REDUCTIONS[name](live.features[tap])
+                assert torch.equal(output.features[f"{tap}:{name}"], reduced)
+                assert torch.equal(output.reduced(tap, name), reduced)
             assert not output.logits.requires_grad
 
 

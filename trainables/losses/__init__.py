@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from spaces.errors import BadInput, unknown
-from trainables.contracts import Loss
-from trainables.losses import at, cross_entropy, dist, fitnets, kd, sp
+from trainables.contracts import CAM, Loss
+from trainables.losses import at, cross_entropy, dist, diswot, fitnets, kd, sp
 from trainables.losses.settings import Entry, Number, Setting, read
 from trainables.losses.shapes import Maps, Pairs, Shapes, deepest, from_the_deep_end, middle, shapes_of
 
@@ -35,6 +35,8 @@ LOSSES: dict[str, Entry] = {
     "at": Entry(plain(at.at), "attention", pairing=from_the_deep_end),
     "sp": Entry(plain(sp.sp), "gram", pairing=deepest),
     "fitnets": Entry(fitnets.FitNets, "map", pairing=middle),
+    "diswot_semantic": Entry(plain(diswot.semantic), "class_gram"),
+    "diswot_relation": Entry(plain(diswot.relation), "unit_gram", pairing=deepest),
 }
 
 
@@ -47,8 +49,8 @@ class Term:
         weight: above 0; what the loss is multiplied by.
         loss: from student's outputs, teacher's outputs and labels to a scalar; an `nn.Module` if it has weights of
             its own, which are then trained with the student.
-        student_taps: the maps that it needs of the student.
-        teacher_views: what it needs of the teacher: "logits", a tap, or `tap:reduction`.
+        student_taps: the maps that it needs of the student: taps, or `CAM`.
+        teacher_views: what it needs of the teacher: "logits", a tap, `tap:reduction`, or "cam:class_gram".
     """
 
     name: str
@@ -81,8 +83,8 @@ def make_terms(
     for bit what they give without it, and no teacher is asked for its sake.
 
     Raises:
-        BadInput: what `check_settings` refuses, a teacher that is needed and missing, taps that a network does not
-            have, or sizes that cannot be compared.
+        BadInput: what `check_settings` refuses, a teacher that is needed and missing, taps or class activation maps
+            that a network does not have, or sizes that cannot be compared.
     """
     wanted = {name: setting for name, setting in read(settings, LOSSES).items() if setting.weight}
     return [_make_term(name, setting, student, teacher) for name, setting in wanted.items()]
@@ -101,7 +103,13 @@ def _make_term(name: str, setting: Setting, student: Shapes, teacher: Shapes | N
                 f"loss {name!r} needs equal classes, but the student has {student.classes} and the teacher "
                 f"{teacher.classes}; compare feature maps instead: {', '.join(_LOSSES_OF_MAPS)}"
             )
-        return Term(name, setting.weight, entry.make({}, {}, **setting.numbers), (), ("logits",))
+        loss = entry.make({}, {}, **setting.numbers)
+        if entry.compares == "logits":
+            return Term(name, setting.weight, loss, (), ("logits",))
+        for role, shapes in (("student", student), ("teacher", teacher)):
+            if shapes.no_cam:
+                raise BadInput(f"loss {name!r} does not fit the {role}: {shapes.no_cam}")
+        return Term(name, setting.weight, loss, (CAM,), (entry.view(CAM),))
     pairs = _pairs(name, entry, setting, student.maps, teacher.maps)
     loss = entry.make(student.maps, teacher.maps, pairs=pairs, **setting.numbers)
     taps = tuple(dict.fromkeys(own for own, _ in pairs))

@@ -35,13 +35,14 @@ class Entry:
 
     Args:
         make: gives the loss from the student's maps, the teacher's maps and the settings by name.
-        compares: what of the teacher the loss sees: nothing, logits, whole maps, or a reduction of maps.
+        compares: what of the teacher the loss sees: nothing, logits, whole maps, or a reduction of maps (of class
+            activation maps: class_gram).
         numbers: its settings besides `weight` and, if it compares maps, `pairs`.
         pairing: which taps are compared unless `pairs` says so.
     """
 
     make: Callable[..., Loss]
-    compares: Literal["nothing", "logits", "map", "attention", "gram"]
+    compares: Literal["nothing", "logits", "map", "attention", "gram", "unit_gram", "class_gram"]
     numbers: Mapping[str, Number] = field(default_factory=dict)
     pairing: Callable[[Maps, Maps], Pairs] | None = None
 

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from spaces import Task
-from trainables.contracts import Member
+from spaces import BadInput, Task
+from trainables.contracts import Member, Outputs
 from trainables.evaluate import evaluating
 
 Maps = Mapping[str, tuple[int, int, int]]
@@ -23,10 +24,12 @@ class Shapes:
     Args:
         classes: length of its logits.
         maps: tap to (C, H, W), shallow to deep.
+        no_cam: why it has no class activation maps; empty where it has.
     """
 
     classes: int
     maps: Maps
+    no_cam: str = ""
 
 
 def shapes_of(member: Member, task: Task) -> Shapes:
@@ -37,9 +40,23 @@ def shapes_of(member: Member, task: Task) -> Shapes:
     images_BCHW = member.mean.new_zeros(2, task.channels, task.image_size, task.image_size)
     with evaluating(member), torch.no_grad():
         outputs = member.outputs(images_BCHW, member.taps)
+        no_cam = _why_no_class_maps(member, outputs)
     sizes = {tap: outputs.features[tap].shape[1:] for tap in member.taps}
     maps = {tap: (size[0], size[1], size[2]) for tap, size in sizes.items() if len(size) == 3}
-    return Shapes(outputs.logits.shape[1], maps)
+    return Shapes(outputs.logits.shape[1], maps, no_cam)
+
+
+def _why_no_class_maps(member: Member, outputs: Outputs) -> str:
+    """Empty where each logit is the mean of its class's activation map, up to the head's bias."""
+    try:
+        cams_BKHW = member.class_maps(outputs.features)
+    except BadInput as error:
+        return str(error)
+    bias = member.net.get_submodule(member.head).bias
+    logits_BK = cams_BKHW.mean((2, 3)) + (bias if isinstance(bias, Tensor) else 0)
+    if not torch.allclose(logits_BK, outputs.logits, rtol=0, atol=1e-3 * float(outputs.logits.abs().max())):
+        return "class activation maps need a head that is linear in the last tap's map averaged over its places"
+    return ""
 
 
 def from_the_deep_end(student: Maps, teacher: Maps) -> Pairs:
