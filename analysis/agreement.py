@@ -1,41 +1,19 @@
 """How well what was known early foretells what came out at last."""
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
-from analysis import correlation
+from analysis import target as targets
 from analysis.errors import BadInput, unknown
-from analysis.ranking import FINISHED, combine_ranks
+from analysis.judge import STATISTICS, Judge, table
+from analysis.predictors import SIZES, Predictor, early_epochs, of_epochs, of_scores, of_size, of_stage
 from analysis.results import Results
-from analysis.schema import direction, is_metric, is_score, number_columns
-
-Censored = Literal["drop", "last"]
-
-ENOUGH = 5
-"""Candidates that a target needs before an order of them says anything."""
-
-_STATISTICS = ("tau", "spearman", "recall")
-_DTYPES = {
-    "predictor": "string",
-    "stage": "string",
-    "epoch": "Int64",
-    "n": "int64",
-    "k": "int64",
-    **{f"{name}{end}": "float64" for name in _STATISTICS for end in ("", "_low", "_high")},
-}
-
-
-@dataclass(frozen=True)
-class _Predictor:
-    name: str
-    stage: str | None
-    epoch: int | None
-    values: pd.Series  # by hash
+from analysis.schema import direction, is_metric, number_columns
+from analysis.scores import score_trials
+from analysis.sources import Source
+from analysis.target import Censored
 
 
 def agreement(
@@ -46,125 +24,132 @@ def agreement(
     resamples: int = 1000,
     seed: int = 0,
     censored: Censored | None = None,
+    scores: Source | None = None,
 ) -> pd.DataFrame:
     """Agreement of every early sign with the final result: a row per predictor.
 
-    Predictors: the control `params` and `flops`; each score without training, and the scores combined as their stage
-    combined them; `valid_accuracy` and `objective` at each epoch before the target's. Candidates are joined by hash,
-    seeds averaged. Columns: predictor, stage, epoch, n candidates, k, and `tau` (Kendall's tau-b), `spearman` and
-    `recall` (of the target's k best among the predictor's k best), each with the bounds `_low` and `_high` of its
-    95 % bootstrap interval; NaN where a predictor or the target is constant. `attrs` names target, stage and censored.
+    Predictors: the control `params` and `flops`; each score without training, one of several terms also as the mean
+    rank of its terms; the scores of a stage as `ensemble.rank` and `ensemble.vote` (see `ensemble`) and, as the stage
+    combined them, `combined`; `valid_accuracy`, `objective` and `teacher_guidance` at each epoch before the target's.
+    Candidates are joined by hash, seeds averaged. `attrs` names target, stage and censored.
+
+    Columns: predictor, stage, epoch, n candidates, k, and `tau` (Kendall's tau-b), `spearman` and `recall` (of the
+    target's k best among the predictor's k best), each with the bounds `_low` and `_high` of its 95 % bootstrap
+    interval; NaN where a predictor or the target is constant. `seeds` of the predictor, and where there are several
+    `tau_mean` and `tau_std` of the taus of each on its own. `beats_size`: whether tau is above that of `params` and
+    that of `flops` on the same candidates; `over_size` says by how much, with its interval: a predictor whose
+    `over_size_low` is not above 0 may owe its lead to the choice of candidates.
 
     Args:
         target: a metric of the last report of a trial; positive values agree with its better direction.
         stage: of the target; default: the last distillation stage with at least 5 different candidates.
         k: default: a tenth of the candidates, at least 3.
-        resamples: bootstrap resamples of the candidates. Time grows as resamples * n^2.
+        resamples: bootstrap resamples of the candidates. Time grows as resamples * n log n.
+        seed: of the resamples.
         censored: candidates that were stopped early: `drop` them, or take their `last` value. Default: drop, when at
             least 5 candidates are left then.
+        scores: more scores of the candidates, as `load_scores` takes them. In a stage of the same name as one of the
+            run they join its scores, or take their place.
 
     Raises:
-        BadInput: several runs, an unknown stage or target, or an argument out of its range.
+        BadInput: several runs, an unknown stage or target, an argument out of its range, or a table without scores.
     """
-    _check(results, target, stage, k, resamples, censored)
-    trials = results.trials[~results.trials["control"] & results.trials["status"].isin(FINISHED)]
-    trials = trials[trials[target].notna() & trials["valid_accuracy"].notna()]
-    stage = stage if stage is not None else _default_stage(trials)
-    truth, censored = _target(trials[trials["stage"] == stage], target, censored)
-    rows = [_row(one, truth, k, resamples, seed) for one in _predictors(results, stage)] if len(truth) else []
-    rows = [row for row in rows if row["n"] or row["predictor"] in ("params", "flops")]
-    table = pd.DataFrame(rows, columns=list(_DTYPES)).astype(_DTYPES)
-    table.attrs.update(target=target, stage=stage, censored=censored)
-    return table
+    truth = targets.final(results, target, stage, censored)
+    sizes = of_size(results.trials)
+    judge = Judge(truth.values, tuple(sizes), k, resamples, seed)
+    extra = score_trials(scores) if scores is not None else None
+    predictors = [*sizes, *of_scores(results, extra), *of_epochs(results, truth.stage)]
+    return _judged(judge, predictors, truth)
 
 
-def _check(
-    results: Results, target: str, stage: str | None, k: int | None, resamples: int, censored: Censored | None
-) -> None:
-    if results.trials["run"].nunique() > 1:
-        raise BadInput(f"agreement is of one run, not of {results.name}; load each on its own")
-    metrics = [c for c in number_columns(results.trials) if is_metric(c)]
-    if target not in metrics:
-        raise unknown("metric", target, metrics)
-    if stage is not None and stage not in set(results.stages["stage"]):
-        raise unknown("stage", stage, results.stages["stage"])
-    if censored not in (None, "drop", "last"):
-        raise BadInput(f"censored is 'drop' or 'last', not {censored!r}")
-    for name, value in (("k", k), ("resamples", resamples)):
-        if value is not None and value < 1:
-            raise BadInput(f"{name} must be at least 1, not {value}")
+def agreement_with(
+    scores: Source,
+    truth: pd.DataFrame | pd.Series,
+    target: str | None = None,
+    k: int | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Agreement of scores with results that come from elsewhere, such as a benchmark's table: as `agreement`.
+
+    Args:
+        scores: as `load_scores` takes them.
+        truth: accuracies by hash: a series, or a frame with the column `hash` or else with every column `arch.*` of
+            the scores. Several rows of a candidate are averaged.
+        target: the column; of a series, what to call it. One of which less is better by its name (`test_error`) is
+            turned around.
+        k, resamples, seed: as in `agreement`.
+
+    Raises:
+        BadInput: no score, no such column, no candidate in common, or an argument out of its range.
+    """
+    trials = score_trials(scores)
+    if isinstance(truth, pd.Series):
+        target = target or str(truth.name or "target")
+        truth = truth.rename(target)
+    elif target is None:
+        raise BadInput(f"name the target, a column of the results: {', '.join(number_columns(truth)) or 'none'}")
+    joined = targets.with_hash(truth, trials)
+    found = targets.published(joined, target)
+    sizes = of_size(trials, joined)
+    judge = Judge(found.values, tuple(sizes), k, resamples, seed)
+    stages = trials.groupby("stage", sort=False)
+    return _judged(judge, [*sizes, *[one for name, part in stages for one in of_stage(part, str(name), {})]], found)
 
 
-def _default_stage(trials: pd.DataFrame) -> str | None:
-    """The last stage with enough candidates, or else the one with most."""
-    counts = trials.groupby(["stage_index", "stage"])["hash"].nunique()
-    if counts.empty:
-        return None
-    enough = counts[counts >= ENOUGH]
-    return str(enough.index[-1][1] if len(enough) else counts.idxmax()[1])  # type: ignore[index]
+def weight_sweep(
+    results: Results,
+    base: str = "valid_accuracy",
+    other: str = "teacher_guidance",
+    weights: Sequence[float] = (0, 0.25, 0.5, 1, 2),
+    target: str = "valid_accuracy",
+    stage: str | None = None,
+    k: int | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    censored: Censored | None = None,
+) -> pd.DataFrame:
+    """Agreement of `base + weight * other` at each early epoch with the final result: a row per epoch and weight.
+
+    With the defaults this is TGSA's question (Bashivan et al. 2019, arXiv:1808.01405): how much weight the teacher's
+    guidance deserves beside the accuracy after limited training. Columns: stage, epoch, weight, n, k, and tau,
+    spearman and recall with their intervals, as in `agreement`. All weights are judged on the same candidates, those
+    that have both values, under the same resamples. A metric of which less is better counts negatively.
+
+    Args:
+        base, other: metrics that are reported every epoch.
+        weights: of `other`.
+        target, stage, k, resamples, seed, censored: as in `agreement`.
+
+    Raises:
+        BadInput: as `agreement`; an unknown metric, no finite weight, or two metrics that no early epoch reports.
+    """
+    metrics = [c for c in number_columns(results.epochs) if is_metric(c)]
+    for name in (base, other):
+        if name not in metrics:
+            raise unknown("metric", name, metrics)
+    if not len(weights) or not all(map(math.isfinite, weights)):
+        raise BadInput(f"weights are finite numbers, at least one, not {list(weights)}")
+    truth = targets.final(results, target, stage, censored)
+    judge = Judge(truth.values, (), k, resamples, seed)
+    rows = []
+    for name, epoch, part in early_epochs(results, truth.stage):
+        values = part.groupby("hash")[list({base, other})].mean().dropna()
+        first, second = (values[c] * (-1 if direction(c) == "lower" else 1) for c in (base, other))
+        for weight in weights if len(values) else ():
+            found = judge.row(Predictor(f"{base} + {weight:g} {other}", name, epoch, first + weight * second))
+            rows.append(found | {"weight": float(weight)})
+    if not rows:
+        raise BadInput(f"no epoch before the target's reports both {base!r} and {other!r}")
+    columns = ["stage", "epoch", "n", "k", *[f"{name}{end}" for name in STATISTICS for end in ("", "_low", "_high")]]
+    swept = table(rows)[columns]
+    swept.insert(2, "weight", [row["weight"] for row in rows])
+    swept.attrs.update(truth.attributes)
+    return swept
 
 
-def _target(trials: pd.DataFrame, target: str, censored: Censored | None) -> tuple[pd.Series, Censored]:
-    """The target's mean by hash, higher is better, and what became of candidates that were stopped early."""
-    completed = trials[trials["status"] == "completed"]
-    if censored is None:
-        censored = "drop" if completed["hash"].nunique() >= ENOUGH else "last"
-    kept = completed if censored == "drop" else trials
-    values = kept.groupby("hash")[target].mean().astype("float64")
-    return (-values if direction(target) == "lower" else values), censored
-
-
-def _predictors(results: Results, stage: str | None) -> Iterator[_Predictor]:
-    trials = results.trials
-    for name in ("params", "flops"):
-        yield _Predictor(name, None, None, trials.groupby("hash")[name].first().astype("float64"))
-    kinds = results.stages.set_index("stage")["trial"]
-    for scored in kinds[kinds == "score"].index:
-        yield from _scores(results, str(scored))
-    yield from _early_epochs(results, stage)
-
-
-def _scores(results: Results, stage: str) -> Iterator[_Predictor]:
-    trials = results.trials[results.trials["stage"] == stage]
-    names = [c for c in number_columns(trials) if is_score(c) and trials[c].notna().any()]
-    for name in names:
-        yield _Predictor(name, stage, None, trials.groupby("hash")[name].mean().astype("float64"))
-    row = results.stages[results.stages["stage"] == stage].iloc[0]
-    weights = json.loads(row["objective"])
-    if len(names) > 1 and weights and row["combine"] == "rank":
-        means = trials.groupby("hash")[[*names, "params", "flops"]].mean()
-        yield _Predictor("combined", stage, None, combine_ranks(means, weights))
-
-
-def _early_epochs(results: Results, target_stage: str | None) -> Iterator[_Predictor]:
-    """`valid_accuracy` and `objective` at each epoch of the stages up to the target's, its last epoch left out."""
-    epochs = results.epochs[~results.epochs["control"] & (results.epochs["epoch"] > 0)]
-    index = epochs.loc[epochs["stage"] == target_stage, "stage_index"].max()
-    final = epochs.loc[epochs["stage"] == target_stage, "epoch"].max()
-    early = epochs[(epochs["stage_index"] < index) | ((epochs["stage_index"] == index) & (epochs["epoch"] < final))]
-    for (_, stage, epoch), part in early.groupby(["stage_index", "stage", "epoch"]):
-        for name in ("valid_accuracy", "objective"):
-            if part[name].notna().any():
-                yield _Predictor(name, str(stage), int(epoch), part.groupby("hash")[name].mean())
-
-
-def _row(one: _Predictor, truth: pd.Series, k: int | None, count: int, seed: int) -> dict[str, object]:
-    """A predictor's row: the statistics over the candidates that have both values."""
-    both = pd.concat([one.values.rename("x"), truth.rename("y")], axis=1, join="inner").dropna().sort_index()
-    n = len(both)
-    size = min(k if k is not None else max(3, round(n / 10)), max(n, 1))
-    row: dict[str, object] = {"predictor": one.name, "stage": one.stage, "epoch": one.epoch, "n": n, "k": size}
-    if n < 2:
-        return row
-    x, y = both["x"].to_numpy(dtype="float64"), both["y"].to_numpy(dtype="float64")
-    # The first row of weights draws each candidate once: the estimate itself.
-    weights = np.concatenate([np.ones((1, n), dtype=np.int64), correlation.resamples(n, count, seed)])
-    for name, values in (
-        ("tau", correlation.kendall_tau(x, y, weights)),
-        ("spearman", correlation.spearman(x, y, weights)),
-        ("recall", correlation.top_k_recall(x, y, size, weights)),
-    ):
-        drawn = values[1:][np.isfinite(values[1:])]
-        low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) and np.isfinite(values[0]) else (np.nan, np.nan)
-        row.update({name: values[0], f"{name}_low": low, f"{name}_high": high})
-    return row
+def _judged(judge: Judge, predictors: Sequence[Predictor], truth: targets.Target) -> pd.DataFrame:
+    rows = [judge.row(one) for one in predictors] if len(judge.truth) else []
+    judged = table([row for row in rows if row["n"] or row["predictor"] in SIZES])
+    judged.attrs.update(truth.attributes)
+    return judged

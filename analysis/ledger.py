@@ -39,6 +39,7 @@ _STAGE_DTYPES = {
     "trial": "string",
     "objective": "string",
     "combine": "string",
+    "ensemble": "string",
     "sampler": "string",
     "scheduler": "string",
     "epochs": "Int64",
@@ -258,6 +259,7 @@ class Ledger:
             **{f"set.{name}": value for name, value in (event.get("params") or {}).items()},
             **self._identity(event),
             "parent": event.get("parent"),
+            "origin": event.get("origin") or "search",
             "start_epoch": event.get("start_epoch") or 0,
             "status": trial.end.get("status", "running" if trial.last else "waiting"),
             "reason": trial.end.get("reason"),
@@ -284,13 +286,14 @@ class Ledger:
         return self.stages[trial.event["stage"]]["index"], trial.event["number"]
 
     def stage_table(self) -> pd.DataFrame:
-        """A row a stage, in the order of the recipe; `objective` and `kept` (proposals, best first) are JSON."""
+        """A row a stage, as in the recipe; `objective`, `ensemble` and `kept` (proposals, best first) are JSON."""
         rows = [
             {
                 **{name: event.get(name) for name in _STAGE_DTYPES},
                 "run": self.name,
                 "stage_index": event["index"],
                 "objective": compact(event.get("objective") or {}),
+                "ensemble": compact(event["ensemble"]) if event.get("ensemble") else None,
                 "kept": compact(event["kept"]) if "kept" in event else None,
             }
             for event in sorted(self.stages.values(), key=lambda event: event["index"])

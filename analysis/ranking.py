@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from analysis import where as filters
+from analysis.combine import ENSEMBLES, combine_ranks, ensemble, families, terms
 from analysis.errors import BadInput, unknown
-from analysis.results import Results
-from analysis.schema import TRIALS, direction, is_metric, is_score, is_setting, number_columns
+from analysis.schema import TRIALS, direction, is_metric, is_setting, number_columns, score_columns
+from analysis.sources import Source, is_summary, trials_of
 
 By = Mapping[str, float] | str | None
 Combine = Literal["sum", "rank"]
@@ -24,7 +25,7 @@ _ALONE = ["valid_accuracy", "test_accuracy"]
 
 
 def rank(
-    results: Results | pd.DataFrame,
+    results: Source,
     by: By = None,
     where: str | None = None,
     stage: str | None = None,
@@ -42,7 +43,7 @@ def rank(
     unfinished trials do not count.
 
     Args:
-        results: of one or several runs, or a table of trials.
+        results: of one or several runs; a run's directory; a table of trials or of scores, or its Parquet file.
         by: column or weights of columns; columns of which less is better (params, kl, ...) count negatively.
             Default: the stage's objective.
         where: a filter over the columns of the result, as in `params <= 20000 and arch.width == 8`.
@@ -56,13 +57,12 @@ def rank(
     Raises:
         BadInput: an unknown stage or column, a test metric, a weight of the wrong sign, or an unreadable filter.
     """
-    trials, stages = (results.trials, results.stages) if isinstance(results, Results) else (results, None)
-    chosen = trials[_of_stage(trials, stage) if stage is not None else _last_stage(trials)]
-    return _ranked(candidates(chosen), stages, by, where, top, combine, include_test, each)
+    trials, stages = trials_of(results)
+    return _ranked(_chosen(trials, stage), stages, by, where, top, combine, include_test, each)
 
 
 def rank_scores(
-    results: Results | pd.DataFrame,
+    results: Source,
     by: By = None,
     where: str | None = None,
     stage: str | None = None,
@@ -72,10 +72,17 @@ def rank_scores(
 
     Every score counts as higher is better, `params` and `flops` too, the controls that a score must beat.
     """
-    trials, stages = (results.trials, results.stages) if isinstance(results, Results) else (results, None)
-    scored = trials[trials["valid_accuracy"].isna()]
-    chosen = scored[_of_stage(scored, stage) if stage is not None else _last_stage(scored)]
-    return _ranked(candidates(chosen), stages, by, where, top, "rank", False, "student")
+    trials, stages = trials_of(results)
+    scored = trials if is_summary(trials) else trials[trials["valid_accuracy"].isna()]
+    return _ranked(_chosen(scored, stage), stages, by, where, top, "rank", False, "student")
+
+
+def _chosen(trials: pd.DataFrame, stage: str | None) -> pd.DataFrame:
+    """The candidates of one stage, default the last."""
+    if is_summary(trials):
+        table = trials.drop(columns=["rank", "score"], errors="ignore")
+        return table if stage is None else table[_of_stage(table, stage)]
+    return candidates(trials[_of_stage(trials, stage) if stage is not None else _last_stage(trials)])
 
 
 def _of_stage(trials: pd.DataFrame, stage: str) -> pd.Series:
@@ -102,7 +109,7 @@ def candidates(trials: pd.DataFrame) -> pd.DataFrame:
     metrics = [c for c in number_columns(trials) if is_metric(c) and c != "epochs"]
     metrics = [c for c in metrics if trials[c].notna().any() or c == "valid_accuracy"]
     groups = taught.groupby(_CANDIDATE, sort=False)
-    fixed = ["arch", "reasons", *_COSTS, *filter(is_setting, trials.columns)]
+    fixed = ["arch", "origin", "reasons", *_COSTS, *filter(is_setting, trials.columns)]
     values = taught[metrics].astype("float64").groupby([taught[c] for c in _CANDIDATE], sort=False)
     means, spread = values.mean(), values.std().add_suffix("_std")
     parts = [
@@ -183,17 +190,26 @@ def _by_objective(part: pd.DataFrame, stages: pd.DataFrame | None, combine: Comb
     if way != "rank" and "objective" in part and part["objective"].notna().any():
         return part["objective"]
     if not weights:
-        scores = [c for c in number_columns(part) if is_score(c) and f"{c}_std" in part]
-        weights = dict.fromkeys(scores or ["valid_accuracy"], 1.0)
-    return _weighted(part, weights, way)
+        scored = "valid_accuracy" not in part or part["valid_accuracy"].isna().all()
+        weights = dict.fromkeys(families(score_columns(part)) if scored else ["valid_accuracy"], 1.0)
+    of = json.loads(row["ensemble"]) if row is not None and pd.notna(row["ensemble"]) else None
+    return _weighted(part, weights, way, of)
 
 
-def _weighted(table: pd.DataFrame, weights: Mapping[str, float], combine: Combine | None) -> pd.Series:
-    """Weighted sum, or weighted mean rank; each column counted in its better direction."""
-    scores_only = table["valid_accuracy"].isna().all()
+def _weighted(
+    table: pd.DataFrame, weights: Mapping[str, float], combine: Combine | None, of: list[str] | None = None
+) -> pd.Series:
+    """Weighted sum, or weighted mean rank; each column counted in its better direction.
+
+    Args:
+        of: the scores of the ensembles that the weights name; default: all.
+    """
+    scores_only = "valid_accuracy" not in table or table["valid_accuracy"].isna().all()
+    if not set(ENSEMBLES).isdisjoint(weights):
+        table = table.join(ensemble(table, of))
     signed: dict[str, float] = {}
     for name, weight in weights.items():
-        for column, share in _terms(table, name, weight).items():
+        for column, share in terms(table, name, weight).items():
             better = "higher" if scores_only else direction(column)
             if better == "none":
                 raise BadInput(f"column {column!r} has no better direction; rank by a metric or a cost")
@@ -206,50 +222,3 @@ def _weighted(table: pd.DataFrame, weights: Mapping[str, float], combine: Combin
     for column, share in signed.items():
         total += share * table[column].astype("float64")
     return total
-
-
-def combine_ranks(frame: pd.DataFrame, weights: Mapping[str, float]) -> pd.Series:
-    """Weighted mean of normalised ranks by the frame's index: 1 is best in every term, 0 worst in every term.
-
-    Terms of different units are added this way because raw sums are ruled by the term of the largest spread. Ties
-    share their mean rank; a missing value gets 0.
-
-    Args:
-        weights: by column, higher is better; a negative weight turns a column around. A name that has several terms
-            (`diswot`: `diswot.semantic`, `diswot.relation`) shares its weight equally among them.
-
-    Raises:
-        BadInput: an unknown column, one without numbers, or no weight other than 0.
-    """
-    terms: dict[str, float] = {}
-    for name, weight in weights.items():
-        for column, share in _terms(frame, name, weight).items():
-            terms[column] = terms.get(column, 0.0) + share
-    total = sum(map(abs, terms.values()))
-    if not total:
-        raise BadInput("a ranking takes at least one weight other than 0")
-    mean = np.zeros(len(frame))
-    for column, share in terms.items():
-        mean += abs(share) / total * _normalised_rank(math.copysign(1, share) * frame[column].astype("float64"))
-    return pd.Series(np.clip(mean, 0, 1), index=frame.index)
-
-
-def _normalised_rank(values: pd.Series) -> np.ndarray:
-    """0 for the worst to 1 for the best (a single one: 1); 0 for NaN."""
-    ranks = values.rank(method="average", na_option="top").to_numpy(dtype="float64")
-    normal = (ranks - 1) / (len(values) - 1) if len(values) > 1 else np.ones(len(values))
-    return np.where(values.isna(), 0.0, normal)
-
-
-def _terms(frame: pd.DataFrame, name: str, weight: float) -> dict[str, float]:
-    """The columns that a name stands for, each with its share of the weight."""
-    if not math.isfinite(weight):
-        raise BadInput(f"the weight of {name!r} must be finite, not {weight}")
-    # `diswot` alone is there, empty, where no candidate could be scored in any of its terms.
-    columns = [name] if name in frame.columns and frame[name].notna().any() else []
-    columns = columns or [c for c in frame.columns if c.startswith(f"{name}.") and not c.endswith("_std")]
-    columns = columns or [c for c in frame.columns if c == name]
-    numbers = number_columns(frame)
-    if not columns or not set(columns) <= set(numbers):
-        raise unknown("column of numbers", name, numbers)
-    return {column: weight / len(columns) for column in columns}

@@ -9,7 +9,7 @@ from pandas.api import types
 Direction = Literal["higher", "lower", "none"]
 Role = Literal["identity", "cost", "result"]
 
-LAYOUT = 1
+LAYOUT = 2
 """Version of these columns; tables that were written with another one are computed anew from the ledger."""
 
 
@@ -56,6 +56,14 @@ METRICS = (
     Column("kl", "float64", "nats", "lower", "result", "divergence of the student's classes from the teacher's"),
     Column("cka", "float64", "share", "higher", "result", "likeness of embeddings (centred kernel alignment)"),
     Column("rdm", "float64", "correlation", "higher", "result", "likeness of the images' dissimilarity matrices"),
+    Column(
+        "teacher_guidance",
+        "float64",
+        "correlation",
+        "higher",
+        "result",
+        "TGSA: likeness of the layers' dissimilarity matrices to the teacher's",
+    ),
     Column("student_seconds", "float64", "s", "lower", "result", "spent on the student's steps"),
     Column("teacher_seconds", "float64", "s", "lower", "result", "spent on the teacher's outputs"),
     Column("evaluate_seconds", "float64", "s", "lower", "result", "spent on evaluation"),
@@ -64,6 +72,7 @@ METRICS = (
 TRIALS = (
     *KEYS,
     Column("parent", "Int64", "", "none", "identity", "number of the trial whose weights it started from"),
+    Column("origin", "string", "", "none", "identity", "search, or rival: a random student of the best one's size"),
     Column("start_epoch", "int64", "epochs", "none", "identity", "epochs that its parent had behind it"),
     Column("status", "string", "", "none", "identity", "waiting, running, completed, stopped (early) or failed"),
     Column("reason", "string", "", "none", "identity", "why it was stopped or failed"),
@@ -93,6 +102,8 @@ PREFIXES = (
 
 # Last words of metric names of which less is better, for metrics that are not listed above.
 _LOWER_WORDS = frozenset({"loss", "error", "seconds", "ms", "bytes", "kl", "ece", "nll", "brier", "std"})
+# What tables of this package add to the columns of trials.
+_DERIVED = frozenset({"rank", "score", "seeds", "ensemble.rank", "ensemble.vote", "combined"})
 _BY_NAME = {column.name: column for column in (*EPOCHS, *TRIALS)}
 
 
@@ -119,6 +130,23 @@ def is_metric(name: str) -> bool:
 def is_score(name: str) -> bool:
     """Whether a metric can only be a score without training: nothing that is listed, no time."""
     return name not in _BY_NAME and not is_setting(name) and not name.endswith("_seconds")
+
+
+def score_columns(frame: pd.DataFrame, empty: bool = False) -> list[str]:
+    """The columns of a table of scores that hold a score's values: no spread, no rank, no ensemble.
+
+    Args:
+        empty: those too that hold no value.
+    """
+    derived = ("_std", "_alone")
+    return [
+        name
+        for name in number_columns(frame)
+        if is_score(name)
+        and name not in _DERIVED
+        and not name.endswith(derived)
+        and (empty or frame[name].notna().any())
+    ]
 
 
 def number_columns(frame: pd.DataFrame) -> list[str]:
