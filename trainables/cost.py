@@ -118,9 +118,16 @@ def measure(
 
 
 def build_without_values(space: Space, arch: Arch, task: Task) -> nn.Module:
-    """The network on the meta device: shapes and types, no numbers. Milliseconds, whatever its size."""
-    with torch.device("meta"), _NoFill():
-        return space.build(arch, task)
+    """The network on the meta device: shapes and types, no numbers. Milliseconds, whatever its size.
+
+    A builder that computes with tensors (torchvision's RegNets) fails there: then it is built as usual and moved there.
+    """
+    try:
+        with torch.device("meta"), _NoFill():
+            return space.build(arch, task)
+    except Exception:  # whatever else is wrong with the builder shows again
+        with torch.random.fork_rng(devices=[]):
+            return space.build(arch, task).to("meta")
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """The shared pass of the student and the scores that read it, each against its formula done another way."""
 
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -128,6 +130,18 @@ def test_the_parts_of_a_pass_are_what_plain_autograd_gives(probe: Probe, needs: 
         assert torch.equal(weight, parameter)
         torch.testing.assert_close(own, expected, rtol=1e-9, atol=1e-12)
     assert not made.gradients[0][1].requires_grad
+
+
+def test_a_pass_is_freed_once_nothing_refers_to_it(probe: Probe) -> None:
+    made = StudentPass(probe, EVERYTHING)
+    assert made.gradients
+    assert math.isfinite(made.curvature)
+    assert len(made.jacobian) == 6
+    # A hook that refers to the pass would hold its graph, and the graph the hook, where no collector sees it.
+    gone = weakref.ref(made)
+    del made
+    gc.collect()
+    assert gone() is None
 
 
 def test_scores_that_share_a_pass_run_the_student_once(probe: Probe) -> None:

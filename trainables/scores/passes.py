@@ -36,8 +36,7 @@ class StudentPass:
     def __init__(self, probe: Probe, needs: frozenset[Need]) -> None:
         self.weights = weights(probe.student)
         self.agreements: list[Tensor] = []  # [B, B] of each ReLU; see `agreement`
-        self._saliencies: list[Tensor] = []
-        self._watching = False
+        self._saliencies = _Saliencies()
         self._images = probe.images.detach().clone().requires_grad_("jacobian" in needs)
         self._twice = TwiceDifferentiable(self.weights) if "curvature" in needs else None
         self._labels = probe.labels
@@ -47,7 +46,7 @@ class StudentPass:
             if "relus" in needs:
                 self._hook(within, probe.student, (nn.ReLU, nn.ReLU6), self._keep_agreement, before=True)
             if "saliency" in needs:
-                self._hook(within, probe.student, WEIGHTED, self._watch, before=False)
+                self._hook(within, probe.student, WEIGHTED, self._saliencies.watch, before=False)
             if needs & {"saliency", "curvature"}:
                 within.enter_context(not_in_place(probe.student))
             within.enter_context(self._twice.recording() if self._twice else nullcontext())
@@ -73,7 +72,7 @@ class StudentPass:
             NotComputable: as `gradients`.
         """
         assert self._first_backward  # which fills the list
-        return self._saliencies
+        return self._saliencies.found
 
     @cached_property
     def curvature(self) -> float:
@@ -106,8 +105,7 @@ class StudentPass:
             loss = F.cross_entropy(self._logits, self._labels)
         if not self.weights or not self._logits.requires_grad:
             raise NotComputable("no weight has a path to the loss")
-        self._watching = True
-        try:
+        with self._saliencies.watching():
             return torch.autograd.grad(
                 loss,
                 self.weights,
@@ -116,8 +114,6 @@ class StudentPass:
                 allow_unused=True,
                 materialize_grads=True,
             )
-        finally:
-            self._watching = False
 
     @staticmethod
     def _hook(within: ExitStack, member: Member, kinds: tuple[type, ...], hook: object, before: bool) -> None:
@@ -131,18 +127,38 @@ class StudentPass:
         if len(args[0]) == len(self._images):
             self.agreements.append(agreement(args[0].detach()))
 
-    def _watch(self, module: nn.Module, args: object, output: Tensor) -> None:
+
+class _Saliencies:
+    """Collects a * dL/da at the outputs of layers while the loss is differentiated.
+
+    Apart from `StudentPass`, since the graph refers to it: what refers to the graph as well would never be freed.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[Tensor] = []
+        self._watching = False
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        self._watching = True
+        try:
+            yield
+        finally:
+            self._watching = False
+
+    def watch(self, module: nn.Module, args: object, output: Tensor) -> None:
+        """A forward hook of a layer."""
         if output.requires_grad:
             channel = 1 if isinstance(module, WEIGHTED[0]) else -1
-            output.register_hook(partial(self._keep_saliency, output.detach(), output._version, channel))
+            output.register_hook(partial(self._keep, output.detach(), output._version, channel))
 
-    def _keep_saliency(self, activation: Tensor, version: int, channel: int, gradient: Tensor) -> None:
+    def _keep(self, activation: Tensor, version: int, channel: int, gradient: Tensor) -> None:
         if not self._watching:
             return
         if activation._version != version:
             raise NotComputable("an activation that is needed is overwritten in place")
         product = (activation * gradient.detach()).movedim(channel, 1)
-        self._saliencies.append(product.flatten(2).sum(2) if product.dim() > 2 else product)
+        self.found.append(product.flatten(2).sum(2) if product.dim() > 2 else product)
 
 
 _shared: ContextVar["_Shared | None"] = ContextVar("_shared", default=None)

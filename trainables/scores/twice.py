@@ -214,6 +214,19 @@ def _each(size: int | Sequence[int], dims: int) -> list[int]:
     return [size] * dims if isinstance(size, int) else list(size)
 
 
+def _laid_out_as(other: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient, channels last in memory where the other tensor is: mixed layouts cost batch norm threefold."""
+    last = other.dim() == 4 and other.is_contiguous(memory_format=torch.channels_last)
+    return gradient.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def _inner(one: Tensor, other: Tensor) -> Tensor:
+    """Inner product; where both are laid out alike, without their product in memory."""
+    if one.dim() == 4 and one.is_contiguous(memory_format=torch.channels_last):
+        one, other = one.movedim(1, -1), other.movedim(1, -1)
+    return torch.dot(one.reshape(-1), other.reshape(-1))
+
+
 class _Scaled(torch.autograd.Function):
     """scale * product(inputs, weight), at scale 1."""
 
@@ -227,11 +240,12 @@ class _Scaled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight, scale, output = ctx.saved_tensors
+        gradient = _laid_out_as(output, gradient)
         if ctx.phase.now == "gradients":
             to_inputs, to_weight = _ScaledBackward.apply(ctx.phase, ctx.product, gradient, inputs, weight, scale)
             return None, None, to_inputs, to_weight, None
         to_inputs = ctx.product.to_inputs(gradient, inputs, weight) if ctx.needs_input_grad[2] else None
-        along = (gradient * output).sum() if ctx.phase.now == "scale" else None
+        along = _inner(gradient, output) if ctx.phase.now == "scale" else None
         return None, None, to_inputs, None, along
 
 
@@ -251,9 +265,10 @@ class _ScaledBackward(torch.autograd.Function):
     def backward(ctx: Any, by_inputs: Tensor | None, by_weight: Tensor | None) -> tuple[Tensor | None, ...]:
         gradient, inputs, weight = ctx.saved_tensors
         product = ctx.product
+        by_inputs = None if by_inputs is None else _laid_out_as(inputs, by_inputs)
         # The gradient with respect to the weight is that to s * W: it has no factor s, so that it adds nothing here.
         to_gradient = None if by_inputs is None else product(by_inputs, weight)
-        along = None if to_gradient is None else (gradient * to_gradient).sum()
+        along = None if to_gradient is None else _inner(gradient, to_gradient)
         to_inputs = None
         if by_weight is not None:
             second = product(inputs, by_weight)
@@ -287,6 +302,7 @@ class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight, mean, inverse = ctx.saved_tensors
+        gradient = _laid_out_as(inputs, gradient)
         if ctx.phase.now == "gradients":
             to_inputs = _BatchNormBackward.apply(gradient, inputs, weight, mean, inverse, ctx.eps)
         else:
@@ -318,6 +334,7 @@ class _BatchNormBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, by_inputs: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight, mean, inverse, dx, sum_dy_C = ctx.saved_tensors
+        by_inputs = _laid_out_as(inputs, by_inputs)
         arguments = (None, None, mean, inverse, True, ctx.eps, [True, True, False])
         to_gradient, sum_v_C, _ = aten.native_batch_norm_backward(by_inputs, inputs, weight, *arguments)
         channels = [1, -1, *[1] * (inputs.dim() - 2)]
