@@ -1,6 +1,6 @@
 """What runs when, and where: recipes, stages, resume. `import orchestrator` is light; torch and Ray come with `run`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,38 @@ def run(
     return launch(recipe, overrides or {}, Path(storage), name, address, progress)
 
 
+def score(
+    recipe: "Recipe | str | Path",
+    *,
+    every: bool = False,
+    archs: Sequence[Mapping[str, Any]] = (),
+    scores: Sequence[str] | None = None,
+    seeds: int | None = None,
+    trials: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    output: str | Path | None = None,
+    storage: str | Path = STORAGE,
+    name: str | None = None,
+    address: str | None = None,
+    progress: bool | None = None,
+) -> "Results":
+    """Score students without training any: a run of one stage, whose table also lies in its `scores.parquet`.
+
+    Args:
+        every: score each architecture of the space that is within the limits, once.
+        archs: score these. With neither, the candidates are those of the recipe's first score stage.
+        scores, seeds, trials: instead of that stage's; without such a stage, every score that applies.
+        output: a Parquet file for the table, too.
+
+    The other arguments, and what is raised, are those of `run`.
+    """
+    from orchestrator.launch import launch_scores
+
+    how = {"every": every, "archs": archs, "scores": scores, "seeds": seeds, "trials": trials}
+    file = Path(output) if output is not None else None
+    return launch_scores(recipe, overrides or {}, how, file, Path(storage), name, address, progress)
+
+
 def resume(path: str | Path, *, address: str | None = None, progress: bool | None = None) -> "Results":
     """Go on with an interrupted run: nothing that has finished runs again.
 
@@ -56,4 +88,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["Recipe", "resume", "run"]
+__all__ = ["Recipe", "resume", "run", "score"]

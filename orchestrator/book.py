@@ -36,6 +36,7 @@ class Proposal:
     parent: int | None = None  # the trial whose weights it starts from
     start_epoch: int = 0
     until: int = 0  # the epoch after which it is done
+    origin: str = "search"  # or "rival"; see `recipe.Rivals`
 
     @property
     def key(self) -> str:
@@ -77,6 +78,16 @@ class Proposer(Protocol):
 
     waits: bool  # whether results of running trials can lead to further proposals when there is none now
 
+    @property
+    def learns(self) -> bool:
+        """Whether proposals depend on results."""
+        ...
+
+    @property
+    def total(self) -> float:
+        """Proposals at most."""
+        ...
+
     def propose(self, book: "Book") -> Proposal | None:
         """The next proposal; None if there is none now (all made, or waiting for results)."""
         ...
@@ -102,6 +113,7 @@ class Book:
         self.proposals: list[Proposal] = []
         self.members: list[list[Trial]] = []  # the trials of each proposal
         self.keys: dict[str, int] = {}  # proposal by key
+        self._open: dict[int, Trial] = {}  # trials whose end is not in the ledger
         self.kept: list[int] | None = None
         self.ended = False
         self.failure: OSError | None = None  # why nothing more can be written; Tune hides what its callbacks raise
@@ -130,6 +142,7 @@ class Book:
                 parent=proposal.parent,
                 start_epoch=proposal.start_epoch,
                 until=proposal.until,
+                origin=proposal.origin,
             )
 
     def report(
@@ -152,8 +165,8 @@ class Book:
         """Write what a kill has cut off: further trials of the last proposal, and ends of trials that had ended."""
         if self.proposals:
             self._write_trials(len(self.proposals) - 1, self.proposals[-1], known=len(self.members[-1]))
-        for trial in list(self.trials.values()):
-            if trial.epoch is not None and not trial.ended:
+        for trial in list(self._open.values()):
+            if trial.epoch is not None:
                 if trial.status == "stopped":
                     self.end(trial.number, "stopped")
                 elif trial.epoch >= self.proposals[trial.proposal].until:
@@ -171,7 +184,6 @@ class Book:
         """Take in one event of this stage; unknown events are passed over."""
         handler = getattr(self, f"_apply_{event['event']}", None)
         if handler is not None:
-            self._values = None
             handler(event)
 
     def _write(self, event: str, **values: Any) -> None:
@@ -185,16 +197,18 @@ class Book:
     def _apply_trial(self, event: Event) -> None:
         if event["proposal"] == len(self.proposals):
             fields = ("arch", "hash", "cost", "params", "parent", "start_epoch", "until")
-            proposal = Proposal(**{name: event[name] for name in fields})
+            proposal = Proposal(**{name: event[name] for name in fields}, origin=event.get("origin", "search"))
             self.keys[proposal.key] = len(self.proposals)
             self.proposals.append(proposal)
             self.members.append([])
         trial = Trial(event["number"], event["proposal"], event["seed"], event["control"])
-        self.trials[trial.number] = trial
+        self.trials[trial.number] = self._open[trial.number] = trial
+        if trial.proposal in (self._values or {}):
+            self._values = None  # it has been begun anew: a further seed that a kill had cut off
         self.members[trial.proposal].append(trial)
 
     def _apply_report(self, event: Event) -> None:
-        trial = self.trials[event["number"]]
+        trial, self._values = self.trials[event["number"]], None
         trial.status = "running"
         trial.reports.append(event)
         objective = event["metrics"].get("objective")
@@ -202,8 +216,9 @@ class Book:
             trial.status = "stopped"
 
     def _apply_end(self, event: Event) -> None:
-        trial = self.trials[event["number"]]
+        trial, self._values = self.trials[event["number"]], None
         trial.status, trial.reason, trial.ended = event["status"], event["reason"], True
+        self._open.pop(trial.number, None)
 
     def _apply_keep(self, event: Event) -> None:
         self.kept = event["proposals"]
@@ -215,7 +230,7 @@ class Book:
 
     def unfinished(self) -> list[Trial]:
         """Trials that something remains to be done for, oldest first."""
-        return [trial for trial in self.trials.values() if not trial.done]
+        return [trial for trial in self._open.values() if not trial.done]
 
     def taught(self, proposal: int) -> list[Trial]:
         """A proposal's trials with the teacher."""
@@ -290,6 +305,8 @@ class Book:
             return {}
         frame = pd.DataFrame([metrics for _, metrics in rows], index=[p for p, _ in rows]).astype(float)
         frame = frame.groupby(level=0).mean()  # over seeds
+        if any(name.startswith("ensemble.") for name in self.weights):
+            frame = frame.join(analysis.ensemble(frame, of=self.stage.ensemble))
         combined: pd.Series = analysis.combine_ranks(frame, self.weights)
         return dict(zip(map(int, frame.index), map(float, combined), strict=True))
 

@@ -26,7 +26,7 @@ def _comment(text: str) -> str:
     """The first paragraph of comments."""
     lines = []
     for line in text.splitlines():
-        if not line.startswith("#"):
+        if not line.startswith("# "):
             break
         lines.append(line.lstrip("# "))
     return " ".join(lines)
@@ -53,9 +53,15 @@ def _table(module: str, name: str, described: Callable[[Any], Any]) -> Callable[
     return rows
 
 
+def _scores() -> dict[str, str]:
+    from orchestrator.checks import ENSEMBLES
+
+    return {**_table("trainables.scores", "SCORES", lambda entry: entry.function)(), **ENSEMBLES}
+
+
 CATALOGUE: dict[str, Callable[[], dict[str, str]]] = {
     "spaces": _spaces,
-    "scores": _table("trainables.scores", "SCORES", lambda entry: entry.function),
+    "scores": _scores,
     "losses": _table("trainables.losses", "LOSSES", lambda entry: entry.make),
     "samplers": _table("orchestrator.samplers", "SAMPLERS", lambda entry: entry.build),
     "schedulers": _table("orchestrator.schedulers", "SCHEDULERS", lambda entry: entry.build),

@@ -14,21 +14,23 @@ app = typer.Typer(
     help="Finds the student network that learns most from a given teacher.",
 )
 
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name (dux list recipes) or YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Override a value of the recipe, as in stages.short.epochs=3."),
+]
+Name = Annotated[str | None, typer.Option(help="Name of the run; default: the recipe's and the time.")]
+Storage = Annotated[Path, typer.Option(help="Where runs lie.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")]
 Address = Annotated[str | None, typer.Option(help="Address of a Ray cluster; default: this machine alone.")]
 
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name (dux list recipes) or YAML file.")],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="PATH=VALUE", help="Override a value of the recipe, as in stages.short.epochs=3."
-        ),
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the run; default: the recipe's and the time.")] = None,
-    storage: Annotated[Path, typer.Option(help="Where runs lie.")] = Path("runs"),
+    recipe: RecipeName,
+    set_: Overrides = None,
+    name: Name = None,
+    storage: Storage = Path("runs"),
     address: Address = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and run nothing.")] = False,
 ) -> None:
@@ -44,6 +46,32 @@ def run(
         show.console().print(plan(loaded), soft_wrap=True, highlight=False)
         return
     _present(launch.launch(loaded, {}, storage, name, address, None))
+
+
+@app.command()
+def score(
+    recipe: RecipeName,
+    every: Annotated[bool, typer.Option("--all", help="Every student of the space that is within the limits.")] = False,
+    arch: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE,...", help="This student; may be given several times.")
+    ] = None,
+    scores: Annotated[str | None, typer.Option(help="Which, as in snip,nwot; default: the recipe's, or all.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Initialisations of each student.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="How many students.")] = None,
+    set_: Overrides = None,
+    output: Annotated[Path | None, typer.Option(help="A Parquet file for the table.")] = None,
+    name: Name = None,
+    storage: Storage = Path("runs"),
+    address: Address = None,
+) -> None:
+    """Score students without training any; which ones says the recipe's first score stage, --all or --arch."""
+    overrides = dict(_assignment(text) for text in set_ or [])
+    archs = [dict(_assignment(part, "--arch") for part in text.split(",")) for text in arch or []]
+    names = [part.strip() for part in scores.split(",")] if scores else None
+    from orchestrator import launch
+
+    how = {"every": every, "archs": archs, "scores": names, "seeds": seeds, "trials": trials}
+    _present(launch.launch_scores(recipe, overrides, how, output, storage, name, address, None))
 
 
 @app.command()
@@ -67,7 +95,7 @@ def status(path: RunPath) -> None:
 
 @app.command()
 def rank(
-    path: RunPath,
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, or a table of `dux score`.")],
     by: Annotated[
         str | None, typer.Option(help="Metrics to rank by, as in valid_accuracy or valid_accuracy=1,params=1e-6.")
     ] = None,
@@ -84,8 +112,9 @@ def rank(
 
     if output not in ("table", "csv", "json"):
         raise analysis.BadInput(f"unknown format {output!r}; known: csv, json, table")
-    results = analysis.load(path)
-    table = analysis.rank(results, by=_weights(by), where=where, stage=stage, top=top)
+    results = analysis.load(path) if path.is_dir() or path.suffix == ".jsonl" else None
+    ranked = results if results is not None else analysis.load_scores(path)
+    table = analysis.rank(ranked, by=_weights(by), where=where, stage=stage, top=top)
     if output == "table":
         show.console().print(show.ranking(results, table), highlight=False)
     else:
@@ -113,29 +142,31 @@ def _present(results: Any) -> None:
     import analysis
     from orchestrator import show
 
+    scored = results.stages["trial"].iloc[-1] == "score"
+    if scored:
+        shown = show.scores(results, analysis.rank_scores(results))
+        lies, then = f"its table in {results.path / 'scores.parquet'}", f"{results.path / 'scores.parquet'} --top 20"
+    else:
+        shown = show.ranking(results, analysis.rank(results))
+        lies = f"its best student in {results.path / 'best'}"
+        then = f"{results.path} --by valid_accuracy --where 'params < 10000'"
     out = show.console()
-    out.print(show.ranking(results, analysis.rank(results)), highlight=False)
-    out.print(
-        f"\nthe run lies in {results.path}; its best student in {results.path / 'best'}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    out.print(
-        f"next: dux rank {results.path} --by valid_accuracy --where 'params < 10000'", highlight=False, soft_wrap=True
-    )
-    out.print(f"      dux status {results.path}", highlight=False, soft_wrap=True)
+    out.print(shown, highlight=False)
+    told = (f"\nthe run lies in {results.path}; {lies}", f"next: dux rank {then}", f"      dux status {results.path}")
+    for line in told:
+        out.print(line, highlight=False, soft_wrap=True)
 
 
-def _assignment(text: str) -> tuple[str, Any]:
+def _assignment(text: str, option: str = "--set") -> tuple[str, Any]:
     from spaces.errors import BadInput
 
     path, sign, value = text.partition("=")
     if not sign or not path:
-        raise BadInput(f"--set takes PATH=VALUE, not {text!r}")
+        raise BadInput(f"{option} takes {'PATH' if option == '--set' else 'NAME'}=VALUE, not {text!r}")
     try:
-        return path, yaml.safe_load(value)
+        return path.strip(), yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise BadInput(f"--set {path}: {value!r} is no YAML value") from error
+        raise BadInput(f"{option} {path}: {value!r} is no YAML value") from error
 
 
 def _weights(text: str | None) -> str | dict[str, float] | None:

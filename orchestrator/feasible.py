@@ -42,12 +42,12 @@ class Feasible:
         Raises:
             BadInput: none was found, with the smallest candidate that was.
         """
-        arch: dict[str, Any] = {}
+        drawn: list[dict[str, Any]] = []
         for _ in range(100):
-            arch = self.space.sample(rng)
-            if self.meets(self.cost(arch)):
-                return arch
-        return self._descend(arch)
+            drawn.append(self.space.sample(rng))
+            if self.meets(self.cost(drawn[-1])):
+                return drawn[-1]
+        return self._descend(min(drawn, key=self._excess))
 
     def listed(self) -> Iterator[dict[str, Any]]:
         """All candidates within the limits, where the space is small enough to look through; else none."""
@@ -57,6 +57,13 @@ class Feasible:
     def check(self) -> None:
         """Raises `BadInput` if no candidate within the limits can be found."""
         self.draw(generator("feasible", self.space.fingerprint()))
+
+    def check_one(self, arch: Mapping[str, Any]) -> None:
+        """Raises `BadInput` unless this candidate is within the limits."""
+        found = self.cost(arch)
+        over = [f"{name} {found[name]:,g} > {limit:,g}" for name, limit in self.limits.items() if found[name] > limit]
+        if over:
+            raise BadInput(f"{_choices(arch)} of space {self.space.name!r} is over the limits: {', '.join(over)}")
 
     def share(self, samples: int = 100) -> float:
         """Estimated share of the space that is within the limits."""
@@ -84,7 +91,9 @@ class Feasible:
         limits = ", ".join(f"{name} <= {limit:,g}" for name, limit in self.limits.items())
         cost = self.cost(smallest)
         least = ", ".join(f"{name} {cost[name]:,.6g}" for name in self.limits)
-        choices = ", ".join(f"{name}={value}" for name, value in smallest.items())
-        return (
-            f"no candidate of space {self.space.name!r} is within {limits}; the smallest found has {least}: {choices}"
-        )
+        none = f"no candidate of space {self.space.name!r} is within {limits}"
+        return f"{none}; the smallest found has {least}: {_choices(smallest)}"
+
+
+def _choices(arch: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in arch.items())

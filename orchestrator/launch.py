@@ -1,6 +1,7 @@
 """Starting and resuming runs: everything that is checked before, and tidied after."""
 
 import logging
+import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -14,8 +15,11 @@ from orchestrator import cluster
 from orchestrator.pipeline import Search, execute
 from orchestrator.progress import Progress
 from orchestrator.recipe import Recipe
-from orchestrator.run_directory import Run, RunFailed, check_new, check_run
+from orchestrator.run_directory import SCORES, Run, RunFailed, check_new, check_run
+from orchestrator.scoring import reduced
 from orchestrator.stage import Interrupted
+from spaces import BadInput
+from trainables.files import replacing
 
 
 def launch(
@@ -33,6 +37,27 @@ def launch(
     search = Search.prepare(loaded)
     with cluster.connected(address), Run.create(loaded, storage, name) as run:
         return _execute(run, search, progress)
+
+
+def launch_scores(
+    recipe: Recipe | str | Path,
+    overrides: Mapping[str, Any],
+    how: Mapping[str, Any],
+    output: Path | None,
+    storage: Path,
+    name: str | None,
+    address: str | None,
+    progress: bool | None,
+) -> analysis.Results:
+    """See `orchestrator.score`; `how` is what `scoring.reduced` takes."""
+    if output is not None and (output.is_dir() or not output.resolve().parent.is_dir()):
+        raise BadInput(f"--output {output} can be no file: give a name in a folder that exists")
+    loaded = recipe if isinstance(recipe, Recipe) and not overrides else _with(recipe, overrides)
+    results = launch(reduced(loaded, **how), {}, storage, name, address, progress)
+    if output is not None:
+        with replacing(output) as temporary:
+            shutil.copyfile(results.path / SCORES, temporary)
+    return results
 
 
 def take_up(path: Path, address: str | None, progress: bool | None) -> analysis.Results:

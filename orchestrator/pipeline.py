@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -12,21 +12,22 @@ import ray
 import torch
 
 import spaces
-from orchestrator import samplers, schedulers
+from orchestrator import schedulers
 from orchestrator.book import Book, Proposal, Proposer
+from orchestrator.checks import check_stage, drawn
 from orchestrator.feasible import Feasible
 from orchestrator.ledger import Event, Ledger
-from orchestrator.proposers import PopulationProposer, SearchProposer
-from orchestrator.recipe import Recipe, StageSpec, TeacherSpec, domains_in, resolved
+from orchestrator.proposers import PopulationProposer, SearchProposer, rivals_of
+from orchestrator.recipe import Recipe, SpaceSpec, StageSpec, TeacherSpec
 from orchestrator.run_directory import Run, RunFailed
 from orchestrator.stage import Interrupted, StageFailed, StageRun, stage_folder
-from spaces import BadInput, Space, unknown
+from spaces import BadInput, Space, own
+from spaces.others import check_space
 from spaces.seeding import generator
-from spaces.space import sample
-from trainables import cost, data, export, losses, scores, teacher_training, teachers
+from trainables import cost, data, export, losses, teacher_training, teachers
 from trainables.contracts import Data
-from trainables.curriculum import Augment
-from trainables.fit import OptimizerConfig
+from trainables.files import replacing
+from trainables.losses.shapes import Shapes
 from trainables.teacher_outputs import bytes_per_image
 from trainables.trial import StageContext, TeacherContext, checkpoint_path
 
@@ -48,42 +49,56 @@ class Search:
         Raises:
             BadInput: with the first mistake that is found.
         """
-        space = spaces.get(recipe.space.name).restrict(recipe.space.choices, **recipe.space.options)
+        space = space_of(recipe.space)
         for stage in recipe.stages:
-            _check_stage(stage, space, recipe)
+            check_stage(stage, space, recipe)
+        for arch in recipe.given:
+            space.check(arch)
         loaded = data.load(data_config(recipe))
+        check_space(space, loaded.task)
         device = "cuda" if recipe.resources.gpu and torch.cuda.is_available() else "cpu"
         feasible = Feasible(space, loaded.task, recipe.limits.given(), device)
-        if recipe.student is not None:
-            space.check(recipe.student)
-        else:
-            feasible.check()
         teacher = teacher_config(recipe.teacher) if recipe.teacher else None
         search = cls(recipe, loaded, space, feasible, teacher)
         search.check_fit()
         return search
 
     def check_fit(self) -> None:
-        """Raises `BadInput` unless teacher, students and losses fit each other and the data."""
-        teacher = None
-        if self.teacher is not None:
-            member = teachers.build(self.teacher, self.data)
-            if self.teacher.weights:
-                teachers.load_weights(member, Path(self.teacher.weights))
-            teacher = losses.shapes_of(member, self.data.task)
-        rng = generator("fit", self.recipe.seed)
-        arch = self.recipe.student or self.feasible.draw(rng)
-        context = StageContext(self.data, self.space, None, 0, Path(), gpu=False)
-        student = losses.shapes_of(context.student(arch, 0), self.data.task)
+        """Raises `BadInput` unless students are within the limits and fit the teacher, the losses and the data."""
+        if not self.recipe.given:
+            self.feasible.check()
+        for student in self.students:
+            self.feasible.check_one(student.arch)
+        if self.teacher is not None and self.teacher.weights:
+            teachers.load_weights(teachers.build(self.teacher, self.data), Path(self.teacher.weights))
+        assert self.shapes  # student and teacher have run on images of the data
         for stage in self.recipe.stages:
             if stage.trial == "distill":
-                losses.make_terms(_drawn(stage, rng)["losses"], student, teacher)
+                self.terms(stage)
+
+    def terms(self, stage: StageSpec) -> tuple[dict[str, Any], list[losses.Term]]:
+        """A distillation's settings, with a value drawn for each domain, and the terms of its losses."""
+        settings = drawn(stage, generator("terms", self.recipe.seed, stage.name))
+        return settings, losses.make_terms(settings["losses"], *self.shapes)
 
     @cached_property
-    def student(self) -> Proposal | None:
-        """The fixed student of the recipe, if it has one."""
-        arch = self.recipe.student
-        return Proposal(arch, self.space.hash(arch), self.feasible.cost(arch)) if arch else None
+    def shapes(self) -> tuple[Shapes, Shapes | None]:
+        """The sizes of what a student puts out, drawn at random unless it is given, and the teacher."""
+        arch = next(iter(self.recipe.given), None) or self.feasible.draw(generator("shapes", self.recipe.seed))
+        context = StageContext(self.data, self.space, None, 0, Path(), gpu=False)
+        student = losses.shapes_of(context.student(arch, 0), self.data.task)
+        if self.teacher is None:
+            return student, None
+        return student, losses.shapes_of(teachers.build(self.teacher, self.data), self.data.task)
+
+    @cached_property
+    def students(self) -> list[Proposal]:
+        """The students that the recipe gives, each network once."""
+        found: dict[str, Proposal] = {}
+        for arch in self.recipe.given:
+            name = self.space.hash(arch)
+            found.setdefault(name, Proposal(arch, name, self.feasible.cost(arch)))
+        return list(found.values())
 
     def book(self, stage: StageSpec, ledger: Ledger | None) -> Book:
         """An empty book of a stage."""
@@ -93,13 +108,17 @@ class Search:
 
     def proposer(self, stage: StageSpec, survivors: list[Proposal] | None) -> Proposer:
         """Where the stage's proposals come from."""
+        candidates = survivors or self.students or None
         if stage.scheduler.name == "pbt":
-            student = self.student or (survivors[0] if survivors else None)
-            assert student is not None
-            return PopulationProposer(stage, student, self.recipe.seed)
-        if survivors is None and self.student is not None:
-            survivors = [self.student]
-        return SearchProposer(stage, self.space, self.feasible, self.recipe.seed, survivors)
+            assert candidates is not None
+            return PopulationProposer(stage, candidates[0], self.recipe.seed)
+        return SearchProposer(stage, self.space, self.feasible, self.recipe.seed, candidates)
+
+
+def space_of(spec: SpaceSpec) -> Space:
+    """The students' space. Raises `BadInput` for an unknown one, or a file that defines none."""
+    space = own.load(spec.file) if spec.file else spaces.get(spec.name or "")
+    return space.restrict(spec.choices, **spec.options)
 
 
 def data_config(recipe: Recipe) -> data.DataConfig:
@@ -137,7 +156,7 @@ def execute(run: Run, search: Search, on_change: Any) -> None:
     except Interrupted:
         run.write_tables()
         raise
-    _keep_best(run, search)
+    _keep_results(run, search)
     run.ledger.append("run_end", seconds=time.monotonic() - started)
     run.write_tables()
 
@@ -162,11 +181,32 @@ def _stage(
     if not book.ended:
         last = index == len(run.recipe.stages) - 1
         context = _context(run, search, index, stage, teacher, last)
-        proposer = search.proposer(stage, survivors)
+        proposer = search.proposer(stage, _joined_by_rivals(run, search, stage, survivors))
         resources, workers = run.recipe.resources, run.recipe.workers
         StageRun(stage, book, proposer, context, resources, workers, last, on_change).run()
     assert book.kept is not None
     return [book.proposals[p] for p in book.kept]
+
+
+def _joined_by_rivals(
+    run: Run, search: Search, stage: StageSpec, survivors: list[Proposal] | None
+) -> list[Proposal] | None:
+    if stage.rivals is None or survivors is None:
+        return survivors
+    rng = generator(run.recipe.seed, stage.name, "rivals")
+    try:
+        rivals = rivals_of(survivors, search.feasible, stage.rivals, rng)
+    except BadInput as error:
+        raise RunFailed(f"stage {stage.name!r}: {error}; change it in {run.path / 'recipe.yaml'} and resume") from error
+    if len(rivals) < stage.rivals.count:
+        _note(run, stage, f"{len(rivals)} rivals instead of {stage.rivals.count}: no more are of that size")
+    return [*survivors, *rivals]
+
+
+def _note(run: Run, stage: StageSpec, text: str) -> None:
+    """Note something in the ledger, once."""
+    if not any(event["event"] == "note" and event["text"] == text for event in run.events()):
+        run.ledger.append("note", stage=stage.name, text=text)
 
 
 def _announce(ledger: Ledger, index: int, stage: StageSpec, search: Search) -> Event:
@@ -184,6 +224,7 @@ def _announce(ledger: Ledger, index: int, stage: StageSpec, search: Search) -> E
         seeds=stage.seeds,
         control=stage.control,
         keep=stage.keep,
+        ensemble=stage.ensemble,
     )
 
 
@@ -192,19 +233,20 @@ def _context(
 ) -> StageContext:
     folder = stage_folder(run.path, index, stage).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    book = search.book(stage, None)
+    objective = search.book(stage, None).weights
+    if "teacher_guidance" in stage.pareto:
+        objective = {"teacher_guidance": 0.0, **objective}  # it is measured where the objective names it
     return StageContext(
         data=search.data,
         space=search.space,
-        teacher=_with_outputs(teacher, run, search, stage) if teacher else None,
+        teacher=_teacher_of(stage, teacher, run, search) if teacher else None,
         seed=run.recipe.seed,
         folder=folder,
         gpu=run.recipe.resources.gpu > 0,
         epochs=stage.epochs or 0,
-        objective=book.weights if stage.trial == "distill" else None,
+        objective=objective if stage.trial == "distill" else None,
         test=last and stage.trial == "distill",
         scores=stage.scores,
-        score_seeds=1,
         score_batch=stage.score_batch,
     )
 
@@ -254,33 +296,44 @@ def _arrays(state: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.cpu().numpy() for name, tensor in state.items()}
 
 
-def _with_outputs(teacher: TeacherContext, run: Run, search: Search, stage: StageSpec) -> TeacherContext:
-    """Keep the teacher's outputs if they fit into `teacher_cache_gb`; else each student pays for them."""
-    if stage.trial != "distill":
+def _teacher_of(stage: StageSpec, teacher: TeacherContext, run: Run, search: Search) -> TeacherContext:
+    """The teacher as a stage needs it: as it is, as it was initialised, or with a place for its outputs."""
+    if stage.trial == "distill":
+        return _with_outputs(stage, teacher, run, search)
+    if stage.teacher == "given":
         return teacher
-    member = teachers.build(teacher.config, search.data)
-    shapes = losses.shapes_of(member, search.data.task)
-    rng = generator("outputs", run.recipe.seed)
-    settings = _drawn(stage, rng)
-    arch = run.recipe.student or search.feasible.draw(rng)
-    context = StageContext(search.data, search.space, None, 0, Path(), gpu=False)
-    student = losses.shapes_of(context.student(arch, 0), search.data.task)
-    views = {view for term in losses.make_terms(settings["losses"], student, shapes) for view in term.teacher_views}
-    per_image = bytes_per_image(sorted(views), shapes.classes, dict(shapes.maps), settings["batch_size"])
+    config = replace(teacher.config, random=True, weights=None, train_epochs=0, pretrained=False)
+    member = teachers.build(config, search.data)
+    return TeacherContext(config, _arrays(member.net.state_dict()), teachers.weights_hash(member), None)
+
+
+def _with_outputs(stage: StageSpec, teacher: TeacherContext, run: Run, search: Search) -> TeacherContext:
+    """Keep the teacher's outputs if they fit into `teacher_cache_gb`; else each student pays for them."""
+    settings, terms = search.terms(stage)
+    shapes = search.shapes[1]
+    assert shapes is not None
+    views = sorted({view for term in terms for view in term.teacher_views})
+    per_image = bytes_per_image(views, shapes.classes, dict(shapes.maps), settings["batch_size"])
     gigabytes = per_image * len(search.data.train) * (stage.epochs or 0) / 1e9
     if gigabytes <= run.recipe.teacher_cache_gb:
         return replace(teacher, outputs=run.path.resolve() / "teacher-outputs")
-    run.ledger.append("note", stage=stage.name, text=(
-        f"the teacher's outputs ({', '.join(sorted(views))}) would take {gigabytes:.1f} GB, more than teacher_cache_gb "
+    _note(run, stage, (
+        f"the teacher's outputs ({', '.join(views)}) would take {gigabytes:.1f} GB, more than teacher_cache_gb "
         f"{run.recipe.teacher_cache_gb:g}: they are computed for each student"))  # fmt: skip
     return teacher
 
 
-def _keep_best(run: Run, search: Search) -> None:
-    """Write the best student's weights and description to `best/`."""
-    index, stage = len(run.recipe.stages) - 1, run.recipe.stages[-1]
-    if stage.trial != "distill":
-        return
+def _keep_results(run: Run, search: Search) -> None:
+    """What the last stage leaves behind: a table of scores, or the best student."""
+    stage = run.recipe.stages[-1]
+    if stage.trial == "distill":
+        _keep_best(run, search, len(run.recipe.stages) - 1, stage)
+    else:
+        run.write_scores(stage.name)
+
+
+def _keep_best(run: Run, search: Search, index: int, stage: StageSpec) -> None:
+    """Write the best student's weights and description to `best/`, and the file that defines its space."""
     book = search.book(stage, None)
     for event in run.events():
         if event.get("stage") == stage.name:
@@ -305,73 +358,7 @@ def _keep_best(run: Run, search: Search) -> None:
             "task": asdict(search.data.task),
         },
     )
-
-
-def _check_stage(stage: StageSpec, space: Space, recipe: Recipe) -> None:
-    """Raises `BadInput` for a mistake in one stage that shows without data."""
-    settings = stage.settings() if stage.trial == "distill" else {}
-    hyper = domains_in(settings) if settings else {}
-    param_space = {**space.param_space, **hyper}
-    where = f"stage {stage.name!r}: "
-    try:
-        samplers.check_settings(stage.sampler.name, stage.sampler.settings, param_space, max(1, len(stage.pareto)))
-        schedulers.check_settings(stage.scheduler.name, stage.scheduler.settings, stage.epochs or 0)
-        searches = stage.scheduler.name != "pbt" and stage.sampler.name != "grid" and recipe.student is None
-        if stage is recipe.stages[0] and stage.trials is None and searches:
-            raise BadInput("trials says how many candidates the first stage proposes; it is missing")
-        if stage.scores is not None:
-            scores.check_settings(stage.scores)
-            _check_objective(stage, tuple(scores.terms_of(stage.scores)))
-            if recipe.teacher is None and (
-                taught := [name for name in stage.scores if scores.SCORES[name].needs_teacher]
-            ):
-                raise BadInput(f"score {taught[0]!r} needs a teacher; the recipe has none")
-        else:
-            drawn = _drawn(stage, generator("check"))
-            losses.check_settings(drawn["losses"])
-            _settings_of(OptimizerConfig, "optimizer", drawn["optimizer"])
-            _settings_of(Augment, "augment", drawn["augment"])
-            if not isinstance(drawn["batch_size"], int) or drawn["batch_size"] < 2:
-                raise BadInput(f"batch_size must be a whole number from 2, not {drawn['batch_size']!r}")
-            _check_objective(stage, METRICS if recipe.teacher else METRICS[:1])
-            if stage.scheduler.name == "pbt" and not hyper:
-                raise BadInput("pbt tunes hyperparameters, and no value in losses or optimizer is a domain")
-            if stage.scheduler.name == "pbt" and recipe.student is None and stage is recipe.stages[0]:
-                raise BadInput("pbt works on one student: give `student`, or a stage before it")
-    except BadInput as error:
-        raise BadInput(where + str(error)) from error
-
-
-COSTS = ("params", "flops", "bytes")
-METRICS = ("valid_accuracy", "teacher_similarity", "agreement", "kl", "cka", "rdm")
-
-
-def _check_objective(stage: StageSpec, known: tuple[str, ...]) -> None:
-    for name in stage.pareto:
-        if name not in (*known, *COSTS):
-            raise unknown("column of pareto", name, (*known, *COSTS))
-    for name in stage.objective or {}:
-        if name not in known and not (stage.scores and name in stage.scores):
-            raise unknown("metric of the objective", name, known)
-
-
-_KINDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
-
-
-def _settings_of(kind: type, what: str, given: Mapping[str, Any]) -> None:
-    types = {field.name: field.type for field in fields(kind)}
-    for name, value in given.items():
-        if name not in types:
-            raise unknown(f"setting of {what}", name, types)
-        takes = (int, float) if types[name] is float else (types[name],)
-        if type(value) not in takes:
-            raise BadInput(f"{what}: {name} must be {_KINDS[types[name]]}, not {value!r}")
-    try:
-        kind(**given)
-    except TypeError as error:
-        raise BadInput(f"{what}: {error}") from error
-
-
-def _drawn(stage: StageSpec, rng: np.random.Generator) -> dict[str, Any]:
-    """A stage's settings with a value for each domain."""
-    return resolved(stage.settings(), sample(domains_in(stage.settings()), rng))
+    if run.recipe.space.file:
+        source = Path(run.recipe.space.file)
+        with replacing(run.path / "best" / source.name) as temporary:
+            temporary.write_bytes(source.read_bytes())

@@ -36,9 +36,9 @@ def plan(recipe: Recipe) -> RenderableType:
     rate, flops = _speed(search)
     table = Table("stage", "trials", "epochs at most", "estimated device-seconds")
     total = 0.0
-    carried: int | None = None
+    carried = len(search.students) or None
     for stage in recipe.stages:
-        trials = _proposals(stage, carried) * stage.seeds * (2 if stage.control else 1)
+        trials = _proposals(stage, carried, share * size) * stage.seeds * (2 if stage.control else 1)
         seconds = _images(search, stage, trials) * 3 * flops / rate
         total += seconds
         table.add_row(stage.name, f"{trials:,}", str(stage.epochs or "-"), f"{seconds:,.0f}")
@@ -50,11 +50,12 @@ def plan(recipe: Recipe) -> RenderableType:
     return Group(Syntax(recipe.to_yaml(), "yaml"), *map(Text, lines), table, Text(note))
 
 
-def _proposals(stage: StageSpec, carried: int | None) -> int:
+def _proposals(stage: StageSpec, carried: int | None, candidates: float) -> int:
     if stage.scheduler.name == "pbt":
         settings = {"population": 8, "interval": 2, **stage.scheduler.settings}
         return int(settings["population"] * math.ceil((stage.epochs or 0) / settings["interval"]))
-    return stage.trials or carried or 1
+    beside = stage.rivals.count if stage.rivals else 0
+    return stage.trials or (carried + beside if carried else int(candidates))
 
 
 def _images(search: Search, stage: StageSpec, trials: int) -> float:
@@ -75,8 +76,7 @@ def _images(search: Search, stage: StageSpec, trials: int) -> float:
 def _speed(search: Search) -> tuple[float, float]:
     """FLOPs a second in training one candidate here (a few steps are timed), and the FLOPs of a mean candidate."""
     rng = generator("plan", search.recipe.seed)
-    fixed = search.recipe.student
-    archs = [fixed] if fixed else [search.feasible.draw(rng) for _ in range(SAMPLE // 4)]
+    archs = search.recipe.given or [search.feasible.draw(rng) for _ in range(SAMPLE // 4)]
     mean = sum(search.feasible.cost(arch)["flops"] for arch in archs) / len(archs)
     context = StageContext(search.data, search.space, None, 0, Path(), gpu=search.recipe.resources.gpu > 0)
     student = context.student(archs[0], 0).to(context.device)

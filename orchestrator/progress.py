@@ -96,9 +96,8 @@ class Progress:
 def _row(book: Book, began: float) -> tuple[str, ...]:
     total = expected(book)
     finished = sum(book.count(status) for status in ("completed", "stopped", "failed"))
-    best = book.best()
     if book.stage.trial == "score":
-        value = f"{len(best)} scored"
+        value = f"{book.count('completed') // book.stage.seeds} scored"
     else:
         accuracies = [t.metrics["valid_accuracy"] for t in book.trials.values() if t.reports and not t.control]
         value = f"{max(accuracies):.2%} valid." if accuracies else ""

@@ -12,15 +12,17 @@ import optuna
 from orchestrator import samplers
 from orchestrator.book import Book, Proposal
 from orchestrator.feasible import LISTABLE, Feasible
-from orchestrator.recipe import StageSpec, domains_in
+from orchestrator.recipe import Rivals, StageSpec, domains_in
 from orchestrator.samplers.distributions import decode, distributions, encode
-from orchestrator.samplers.grid import point
+from orchestrator.samplers.grid import order, point
 from orchestrator.schedulers import Population
-from spaces import Space
+from spaces import BadInput, Space
 from spaces.domains import ParamSpace
 from spaces.seeding import derive_seed, generator, stable_hash
 from spaces.space import sample, size
 
+BLIND = ("grid", "random")  # samplers that do not look at what is known
+DRAWS = 1000  # candidates drawn for rivals, before all are looked through
 ATTEMPTS = 50  # asks of the sampler for a new feasible candidate before one is drawn at random
 State = optuna.trial.TrialState
 
@@ -49,9 +51,20 @@ class SearchProposer:
         self.stage, self.space, self.feasible, self.seed = stage, space, feasible, seed
         self.hyper: ParamSpace = domains_in(stage.settings()) if stage.trial == "distill" else {}
         self.candidates = None if candidates is None else self._distinct(candidates)
+        self._origins = {candidate.hash: candidate.origin for candidate in self.candidates or ()}
         self.param_space: ParamSpace = {**space.param_space, **self.hyper}
-        every = math.inf if self.candidates is None else len(self.candidates)  # a grid ends by itself
+        if self.candidates is not None:
+            every: float = len(self.candidates)
+        else:
+            every = size(self.param_space) if stage.sampler.name == "grid" else math.inf
         self.total = stage.trials or every
+        self._passed: dict[str, int] = {}  # of each grid: how many of its points are known or over a limit
+
+    @property
+    def learns(self) -> bool:
+        """Whether proposals depend on results."""
+        listed = self.candidates is not None and not self.hyper
+        return not listed and self.stage.sampler.name not in BLIND
 
     def propose(self, book: Book) -> Proposal | None:
         number = len(book.proposals)
@@ -60,21 +73,26 @@ class SearchProposer:
         fixed = self._fixed(number)
         if len(fixed) == len(self.param_space):
             return self._new(fixed, book)
+        if self.stage.sampler.name == "grid":
+            return self._on_grid(book, fixed)
         study = self._study(book)
-        try:
-            for attempt in range(self._attempts(fixed)):
-                found = self._new(self._ask(study, number, attempt, fixed), book)
-                if found is not None:
-                    return found
-        except samplers.Exhausted:
-            pass  # the grid's end
+        for attempt in range(ATTEMPTS):
+            found = self._new(self._ask(study, number, attempt, fixed), book)
+            if found is not None:
+                return found
         return self._drawn(book, number, fixed)
 
-    def _attempts(self, fixed: Mapping[str, Any]) -> int:
-        """How often the sampler is asked: a grid for each of its points, the others until it seems in vain."""
-        if self.stage.sampler.name != "grid":
-            return ATTEMPTS
-        return int(min(size(self._free(fixed)), LISTABLE))
+    def _on_grid(self, book: Book, fixed: Mapping[str, Any]) -> Proposal | None:
+        """The first point that is new, in the grid's order. What was passed over is never looked at again."""
+        free, grid = self._free(fixed), stable_hash(fixed)
+        settings = {"order_seed": derive_seed(self.seed, self.stage.name), **self.stage.sampler.settings}
+        points = order(int(size(free)), settings["order_seed"])
+        for at in range(self._passed.get(grid, 0), len(points)):
+            found = self._new({**point(free, int(points[at])), **fixed}, book)
+            self._passed[grid] = at
+            if found is not None:
+                return found
+        return None
 
     def _free(self, fixed: Mapping[str, Any]) -> ParamSpace:
         return {name: domain for name, domain in self.param_space.items() if name not in fixed}
@@ -96,14 +114,18 @@ class SearchProposer:
         return list(found.values())
 
     def _new(self, params: Mapping[str, Any], book: Book) -> Proposal | None:
-        """The proposal of a point; None if it is over a limit or known."""
+        """The proposal of a point; None if it is known, over a limit, or no architecture."""
         arch = {name: params[name] for name in self.space.param_space}
-        cost = self.feasible.cost(arch)
-        if not self.feasible.meets(cost):
+        if not self.space.allows(arch):
             return None
         hyper = {name: params[name] for name in self.hyper}
-        proposal = Proposal(arch, self.space.hash(arch), cost, hyper, until=self.stage.epochs or 0)
-        return None if proposal.key in book.keys else proposal
+        name, until = self.space.hash(arch), self.stage.epochs or 0
+        # What it costs is only counted for what is new.
+        proposal = Proposal(arch, name, {}, hyper, until=until, origin=self._origins.get(name, "search"))
+        if proposal.key in book.keys:
+            return None
+        cost = self.feasible.cost(arch)
+        return replace(proposal, cost=cost) if self.feasible.meets(cost) else None
 
     def _drawn(self, book: Book, number: int, fixed: Mapping[str, Any]) -> Proposal | None:
         """A new feasible point at random, or None where no new one is left."""
@@ -132,27 +154,32 @@ class SearchProposer:
 
     def _ask(self, study: optuna.Study, number: int, attempt: int, fixed: Mapping[str, Any]) -> dict[str, Any]:
         """What the sampler suggests beside what is fixed. A study that is asked again knows what it said before."""
-        name, free = self.stage.sampler.name, self._free(fixed)
-        # A model learns from the fixed names too; a grid would only repeat itself over them.
-        asked = free if name == "grid" else self.param_space
-        settings = {"order_seed": derive_seed(self.seed, self.stage.name), **self.stage.sampler.settings}
         seed = derive_seed(self.seed, self.stage.name, number, attempt)
-        at = (number + attempt) % int(size(free)) if name == "grid" else number
-        sampler = samplers.make(name, asked, seed, settings, number=at)
+        method = self.stage.sampler
+        sampler = samplers.make(method.name, self.param_space, seed, method.settings, number, self.space.moves)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            if fixed and asked is not free:
+            if fixed:  # a model learns from the fixed names too
                 known = {name: domain for name, domain in self.param_space.items() if name in fixed}
                 sampler = optuna.samplers.PartialFixedSampler(encode(known, fixed), sampler)
             study.sampler = sampler
-            trial = study.ask(distributions(asked))
-        return {**decode(asked, trial.params), **fixed}
+            trial = study.ask(distributions(self.param_space))
+        return self._allowed({**decode(self.param_space, trial.params), **fixed}, seed)
+
+    def _allowed(self, params: dict[str, Any], seed: int) -> dict[str, Any]:
+        """The point; where the space does not allow it, one that differs in one choice.
+
+        A sampler knows nothing of what is not allowed. Asked again, a Gaussian process says much the same.
+        """
+        arch = {name: params[name] for name in self.space.param_space}
+        return params if self.space.allows(arch) else {**params, **self.space.mutate(arch, generator(seed, "allowed"))}
 
     def _study(self, book: Book) -> optuna.Study:
         """What the book holds, as Optuna sees it."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         study = optuna.create_study(directions=["maximize"] * max(1, len(self.stage.pareto)))
-        study.add_trials([self._frozen(book, p) for p in range(len(book.proposals))])
+        if self.learns:
+            study.add_trials([self._frozen(book, p) for p in range(len(book.proposals))])
         return study
 
     def _frozen(self, book: Book, p: int) -> optuna.trial.FrozenTrial:
@@ -188,7 +215,7 @@ class PopulationProposer:
     a segment before the next one is proposed, so that who copies whom does not depend on which worker was quicker.
     """
 
-    waits = True
+    waits = learns = True
 
     def __init__(self, stage: StageSpec, student: Proposal, seed: int) -> None:
         assert stage.epochs is not None
@@ -223,3 +250,41 @@ class PopulationProposer:
 
 def _or_nan(value: float | None) -> float:
     return math.nan if value is None else value
+
+
+def rivals_of(
+    survivors: Sequence[Proposal], feasible: Feasible, wanted: Rivals, rng: np.random.Generator
+) -> list[Proposal]:
+    """Random students about as large as the first survivor, none of them a survivor: what a search has to beat.
+
+    Raises:
+        BadInput: there is none.
+    """
+    size = survivors[0].cost["params"]
+    found: dict[str, Proposal] = {}
+    seen = {survivor.hash for survivor in survivors}
+    nearest = math.inf
+    for arch in _at_random(feasible, rng):
+        if (name := feasible.space.hash(arch)) in seen:
+            continue
+        seen.add(name)
+        cost = feasible.cost(arch)
+        nearest = min(nearest, off := abs(cost["params"] / size - 1))
+        if off <= wanted.within:
+            found[name] = Proposal(arch, name, cost, origin="rival")
+        if len(found) == wanted.count:
+            break
+    if not found:
+        closest = f"the nearest is {nearest:.1%} off" if seen and math.isfinite(nearest) else "there is no other"
+        raise BadInput(
+            f"rivals: no other student within the limits has {size:,.0f} parameters, as the best survivor has, "
+            f"within {wanted.within:.0%}; {closest}"
+        )
+    return list(found.values())
+
+
+def _at_random(feasible: Feasible, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """Candidates within the limits: many at random, then all of a small space in a random order."""
+    yield from (feasible.draw(rng) for _ in range(DRAWS))
+    listed = list(feasible.listed())
+    yield from (listed[i] for i in rng.permutation(len(listed)))

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from spaces.domains import from_config, is_domain_config
 from spaces.errors import BadInput, unknown
+from trainables.scores import SCORES
 
 RECIPES = Path(__file__).parent / "recipes"
 TUNABLE = ("losses", "optimizer", "batch_size")  # what may hold domains
@@ -55,11 +56,18 @@ class TeacherSpec(_Model):
 
 
 class SpaceSpec(_Model):
-    """A student space by name, with some choices replaced and builder options set."""
+    """A student space, by name or in a file (see `spaces.own`), with some choices replaced and builder options set."""
 
-    name: str
+    name: str | None = None
+    file: str | None = None
     choices: dict[str, Any] = {}
     options: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one(self) -> "SpaceSpec":
+        if (self.name is None) == (self.file is None):
+            raise ValueError("a space has either a name or a file")
+        return self
 
 
 class Limits(_Model):
@@ -73,6 +81,13 @@ class Limits(_Model):
     def given(self) -> dict[str, float]:
         """The limits that are set."""
         return {name: value for name, value in self.model_dump().items() if value is not None}
+
+
+class Rivals(_Model):
+    """Random students, about as large as the best survivor, that are distilled beside the survivors: their control."""
+
+    count: int = Field(ge=1)
+    within: float = Field(0.1, gt=0, lt=1)  # share by which their parameter counts may differ from his
 
 
 class Resources(_Model):
@@ -119,9 +134,12 @@ class StageSpec(_Model):
     # Scoring
     scores: dict[str, dict[str, Any]] | None = None
     score_batch: int = Field(64, ge=2)
+    ensemble: list[str] | None = Field(None, min_length=1)  # the scores behind `ensemble.rank` and `ensemble.vote`
+    teacher: Literal["given", "random"] = "given"  # random: as it was initialised (of a space: before any training)
     # Distillation
     epochs: int | None = Field(None, ge=1)
     control: bool = False  # train the same students without the teacher too
+    rivals: Rivals | None = None
     losses: dict[str, Any] | None = None
     optimizer: dict[str, Any] | None = None
     batch_size: Any = None
@@ -140,8 +158,9 @@ class StageSpec(_Model):
 
     @model_validator(mode="after")
     def _kinds(self) -> "StageSpec":
-        distilling = {"epochs", "control", "losses", "optimizer", "batch_size", "augment", "scheduler"}
-        wrong = {"score": distilling, "distill": {"scores", "score_batch"}}[self.trial] & self.model_fields_set
+        distilling = {"epochs", "control", "rivals", "losses", "optimizer", "batch_size", "augment", "scheduler"}
+        scoring = {"scores", "score_batch", "ensemble", "teacher"}
+        wrong = {"score": distilling, "distill": scoring}[self.trial] & self.model_fields_set
         if wrong:
             raise ValueError(f"stage {self.name!r}: a {self.trial} stage takes no {', '.join(sorted(wrong))}")
         if self.trial == "score" and not self.scores:
@@ -176,6 +195,7 @@ class Recipe(_Model):
     teacher: TeacherSpec | None = None
     space: SpaceSpec
     student: dict[str, Any] | None = None  # a fixed student: only its distillation is searched
+    students: list[dict[str, Any]] | None = Field(None, min_length=1)  # the first stage's candidates, where given
     limits: Limits = Field(default_factory=Limits)
     seed: int = 0
     resources: Resources = Field(default_factory=Resources)
@@ -186,7 +206,7 @@ class Recipe(_Model):
     @model_validator(mode="before")
     @classmethod
     def _inherit(cls, raw: Any) -> Any:
-        """Give each distillation stage the settings that it omits."""
+        """Give each distillation stage the settings that it omits, and each score stage of all scores their names."""
         if not isinstance(raw, dict) or not isinstance(raw.get("stages"), list):
             return raw
         inherited = DEFAULTS if raw.get("teacher") else {**DEFAULTS, "losses": {"cross_entropy": 1.0}}
@@ -196,6 +216,8 @@ class Recipe(_Model):
                 own = {key: value for key, value in stage.items() if value is not None}
                 stage = {**stage, **{key: own.get(key, value) for key, value in inherited.items()}}
                 inherited = {key: stage[key] for key in DEFAULTS}
+            elif isinstance(stage, dict) and stage.get("scores") == "all":
+                stage = {**stage, "scores": applicable(bool(raw.get("teacher")))}
             stages.append(stage)
         return {**raw, "stages": stages}
 
@@ -207,7 +229,17 @@ class Recipe(_Model):
         for stage in self.stages[:-1]:
             if stage.keep is None:
                 raise ValueError(f"stage {stage.name!r}: keep says how many go on to the next stage; it is missing")
+        for before, stage in zip([None, *self.stages], self.stages, strict=False):
+            if stage.rivals and (before is None or before.trial != "score" or stage.scheduler.name == "pbt"):
+                raise ValueError(f"stage {stage.name!r}: rivals stand beside the survivors of a score stage before it")
+        if self.student is not None and self.students is not None:
+            raise ValueError("give either student or students")
         return self
+
+    @property
+    def given(self) -> list[dict[str, Any]]:
+        """The architectures that the recipe gives, instead of having them searched."""
+        return [self.student] if self.student is not None else self.students or []
 
     @classmethod
     def load(cls, source: str | Path, overrides: Mapping[str, Any] | None = None) -> "Recipe":
@@ -229,7 +261,7 @@ class Recipe(_Model):
             raise BadInput(f"{path}: a recipe is a mapping of keys to values")
         for dotted, value in (overrides or {}).items():
             _override(raw, dotted, value)
-        return cls.parse(raw)
+        return cls.parse(_with_space_found(raw, path.parent))
 
     def overridden(self, overrides: Mapping[str, Any]) -> "Recipe":
         """The same recipe with values set by dotted path."""
@@ -253,6 +285,22 @@ class Recipe(_Model):
     def plain(self) -> dict[str, Any]:
         """The resolved recipe as plain values, without what is unset."""
         return self.model_dump(mode="json", exclude_defaults=True)
+
+
+def applicable(taught: bool) -> list[str]:
+    """The scores that can be computed with a teacher, or without one."""
+    return [name for name, entry in SCORES.items() if taught or not entry.needs_teacher]
+
+
+def _with_space_found(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The recipe with the full path of its space's file: beside the recipe, or else in the working directory."""
+    space = raw.get("space")
+    if not isinstance(space, dict) or not isinstance(space.get("file"), str):
+        return raw
+    for place in (folder, Path()):
+        if (place / space["file"]).is_file():
+            return {**raw, "space": {**space, "file": str((place / space["file"]).resolve())}}
+    raise BadInput(f"recipe: space.file: {space['file']!r} is neither beside the recipe nor in the working directory")
 
 
 def recipe_names() -> list[str]:
@@ -331,7 +379,8 @@ def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
         "limits": Limits,
         "resources": Resources,
         "stages": StageSpec,
+        "rivals": Rivals,
     }
     if len(location) > 1:
-        model = models.get(str(location[0]), Recipe)
+        model = models.get(str(location[-2])) or models.get(str(location[0]), Recipe)
     return list(model.model_fields)

@@ -17,8 +17,10 @@ import analysis
 from orchestrator.ledger import Event, Ledger
 from orchestrator.recipe import Recipe
 from spaces.errors import BadInput
+from trainables.files import replacing
 
 SCHEMA = 1  # of the ledger's events
+SCORES = "scores.parquet"
 PACKAGES = ("dux-search", "ray", "torch", "torchvision", "optuna", "pandas", "pyarrow", "numpy")
 
 
@@ -46,7 +48,7 @@ class Run:
             with tempfile.TemporaryDirectory(dir=storage, prefix=f".{name}.") as made:
                 half = Path(made) / "run"
                 half.mkdir()
-                (half / "recipe.yaml").write_text(recipe.to_yaml())
+                (half / "recipe.yaml").write_text(_with_its_space(recipe, half).to_yaml())
                 (half / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n")
                 with Ledger(half / "ledger.jsonl") as ledger:
                     ledger.append("run", schema=SCHEMA, name=name, recipe=recipe.name, dux=version("dux-search"))
@@ -75,6 +77,12 @@ class Run:
         """Bring trials.parquet and epochs.parquet up to date."""
         analysis.write_tables(self.path)
 
+    def write_scores(self, stage: str) -> None:
+        """Write `scores.parquet`: the trials of a score stage, a row for each candidate and seed."""
+        trials = analysis.load(self.path).trials
+        with replacing(self.path / SCORES) as temporary:
+            trials[trials["stage"] == stage].to_parquet(temporary, index=False)
+
     def close(self) -> None:
         """Give the run back."""
         self.ledger.close()
@@ -85,6 +93,18 @@ class Run:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _with_its_space(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with the file of its space copied beside it: a run needs nothing that lies elsewhere.
+
+    The copy keeps the file's name, which is the space's name too.
+    """
+    if recipe.space.file is None:
+        return recipe
+    source = Path(recipe.space.file)
+    shutil.copyfile(source, folder / source.name)
+    return recipe.overridden({"space.file": source.name})
 
 
 def check_new(path: Path, name: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,28 +12,54 @@ from rich.table import Table
 from rich.text import Text
 
 import analysis
+from analysis.schema import score_columns
 
 
-def ranking(results: analysis.Results, table: pd.DataFrame) -> RenderableType:
-    """The ranked students, with the teacher and the cost below."""
+def ranking(results: analysis.Results | None, table: pd.DataFrame) -> RenderableType:
+    """The ranked students, with the teacher and the cost below; students that are only scored, with their scores.
+
+    Args:
+        results: the run's; None for a table of scores that lies by itself.
+    """
     if table.empty:
         return Text("no student has finished, or none is within --where")
-    shown = Table(title=f"students of {results.teacher.get('name', 'no teacher')}", title_justify="left")
-    settings = any(str(name).startswith("set.") and table[name].notna().any() for name in table)
-    known = {name for name in table if table[name].notna().any()}
+    known = {str(name) for name in table.columns if table[name].notna().any()}
+    settings = any(name.startswith("set.") for name in known)
     columns = [column for column in _COLUMNS if column[1][0] in known or (column[0] == "with" and settings)]
+    if "valid_accuracy" not in known:
+        columns += [(name, (name, f"{name}_std"), "") for name in score_columns(table)]
+    if "rival" not in set(table.get("origin", ())):
+        columns = [column for column in columns if column[0] != "from"]
+    teacher = results.teacher.get("name") if results else None
+    shown = Table(title=f"students of {teacher or 'no teacher'}", title_justify="left")
     for title, _, style in columns:
-        shown.add_column(title, justify="left" if title in ("student", "with") else "right", style=style)
+        shown.add_column(title, justify="left" if title in ("student", "from", "with") else "right", style=style)
     for _, row in table.iterrows():
         shown.add_row(*[_cell(title, names, row) for title, names, _ in columns])
-    lines = [*_teacher_line(results), *_cost_lines(results, table)]
+    lines = [*_teacher_line(results), *_cost_lines(results, table)] if results else []
     return Group(shown, *[Text(line) for line in lines])
+
+
+def scores(results: analysis.Results, table: pd.DataFrame, top: int = 10) -> RenderableType:
+    """The best of a run that only scored, why values are missing, how many there are, and what they cost."""
+    lines = [f"{row['score']}: no value for {row['missing']:,} of {row['candidates']:,}: {row['reason']}"
+             for row in analysis.missing(results).to_dict("records") if row["missing"]]  # fmt: skip
+    lines.append(f"the best {min(top, len(table))} of {len(table):,} students by {_objective(results)}")
+    return Group(ranking(results, table.head(top)), *[Text(line) for line in lines])
+
+
+def _objective(results: analysis.Results) -> str:
+    """The last stage's objective in words."""
+    weights = json.loads(results.stages["objective"].iloc[-1])
+    terms = [name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items()]
+    return "mean normalised rank: " + ", ".join(terms)
 
 
 # Title, columns of the frame (a value and maybe its spread over seeds), style.
 _COLUMNS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("#", ("rank",), ""),
     ("student", ("arch",), "bold"),
+    ("from", ("origin",), ""),
     ("with", ("set",), ""),
     ("params", ("params",), ""),
     ("FLOPs", ("flops",), ""),
@@ -46,11 +73,23 @@ _COLUMNS: tuple[tuple[str, tuple[str, ...], str], ...] = (
 
 
 def student_name(arch: str | Mapping[str, Any]) -> str:
-    """An architecture in few characters: `depth1=2 width=8`; for stages of depths `2-1-3 width 8`."""
+    """An architecture in few characters: `kernel=3 width=8`; choices that are numbered together: `2-1-3 width 8`."""
     values = json.loads(arch) if isinstance(arch, str) else dict(arch)
-    depths = [values.pop(name) for name in ("depth1", "depth2", "depth3") if name in values]
-    parts = ["-".join(map(str, depths))] if depths else []
-    return " ".join([*parts, *(f"{name} {value}" if depths else f"{name}={value}" for name, value in values.items())])
+    rows: dict[str, list[str]] = {}
+    for name in values:
+        numbered = re.fullmatch(r"([a-z]+?)_?\d+(_\d+)*", name)
+        rows.setdefault(numbered[1] if numbered else name, []).append(name)
+    if not any(len(names) > 2 for names in rows.values()):
+        return " ".join(f"{name}={value}" for name, value in values.items())
+    parts = []
+    for stem, names in rows.items():
+        chosen = [str(values[name]) for name in names]
+        if len(names) > 2:
+            parts += [] if stem == "depth" else [stem]  # depths speak for themselves
+            parts.append(("" if set(chosen) <= {"0", "1"} else "-").join(chosen))
+        else:
+            parts += [f"{name} {value}" for name, value in zip(names, chosen, strict=True)]
+    return " ".join(parts)
 
 
 def _cell(title: str, names: tuple[str, ...], row: pd.Series) -> str:
@@ -66,9 +105,13 @@ def _cell(title: str, names: tuple[str, ...], row: pd.Series) -> str:
         return _metric(value)
     if title in ("#", "params"):
         return f"{int(value):,}"
+    if title == "from":
+        return str(value)
+    spread = row.get(names[-1], math.nan)
     if "%" in title:
-        spread = row.get(names[1], math.nan)
         return f"{100 * value:.2f}" + ("" if pd.isna(spread) else f" ± {100 * spread:.2f}")
+    if title == names[0] and title != "score":  # a score without training: of any magnitude
+        return f"{value:.4g}" + ("" if pd.isna(spread) else f" ± {spread:.2g}")
     return f"{value:.3f}"
 
 
@@ -115,9 +158,8 @@ def _cost_lines(results: analysis.Results, table: pd.DataFrame) -> list[str]:
     if passes:
         lines.append(f"the teacher saw {int(passes)} epochs, its students {len(results.epochs.query('epoch > 0'))}")
     if "seeds" in table and len(table) and table["seeds"].max() > 1:
-        lines.append(
-            f"± is the standard deviation over {int(table['seeds'].max())} seeds; chosen on validation, test seen once"
-        )
+        chosen = "; chosen on validation, test seen once" if table["valid_accuracy"].notna().any() else ""
+        lines.append(f"± is the standard deviation over {int(table['seeds'].max())} seeds{chosen}")
     return lines
 
 

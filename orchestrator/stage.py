@@ -19,6 +19,7 @@ from trainables.trial import DistillTrial, ScoreTrial, StageContext, checkpoint_
 
 WORKER_RETRIES = 2  # how often a trial is taken up again after its worker was lost
 SCORES_PER_TRIAL = 8  # so that a Tune trial outlasts what Tune itself takes for it
+SCORES_AT_MOST = 64  # where no proposal waits for results, and there are enough for every worker
 
 
 class Interrupted(Exception):
@@ -81,7 +82,7 @@ class StageRun:
 
     def _tuner(self, slots: int) -> Tuner:
         trainable = ScoreTrial if self.spec.trial == "score" else DistillTrial
-        chunk = SCORES_PER_TRIAL if self.spec.trial == "score" else 1
+        chunk = self._scores_per_trial(slots) if self.spec.trial == "score" else 1
         shipped = tune.with_parameters(trainable, context=self.context)
         resources = {"cpu": self.resources.cpu, "gpu": self.resources.gpu}
         # One more than the slots: with fewer, a reused actor can keep the others from ever starting.
@@ -103,6 +104,12 @@ class StageRun:
                 verbose=0,
             ),
         )
+
+    def _scores_per_trial(self, slots: int) -> int:
+        if self.proposer.learns:
+            return SCORES_PER_TRIAL
+        share = self.proposer.total * self.spec.seeds / (4 * slots)
+        return int(min(SCORES_AT_MOST, max(SCORES_PER_TRIAL, share)))
 
     def config(self, trials: list[Trial]) -> Config:
         """What the workers are told of the trials."""

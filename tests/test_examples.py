@@ -4,21 +4,25 @@ import re
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+import torch
 import yaml
 from nbclient import NotebookClient
 
 import analysis
 import orchestrator
-from orchestrator.recipe import Recipe
+from orchestrator.recipe import Recipe, recipe_names
+from spaces import Task, check_space, own
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 
 
-def block(language: str) -> str:
-    """The README's one block of code in a language."""
-    [found] = re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def block(language: str, containing: str = "") -> str:
+    """The README's one block of code in a language with these words in it."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    [found] = [text for text in blocks if containing in text]
     return str(found)
 
 
@@ -37,9 +41,34 @@ def test_the_python_in_the_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(orchestrator, "run", noted)
     monkeypatch.setattr(analysis, "rank", lambda results: asked.update(ranked=results))
     monkeypatch.setattr(analysis, "agreement", lambda results: asked.update(agreed=results))
-    exec(compile(block("python"), "README.md", "exec"), {})
+    exec(compile(block("python", "orchestrator.run"), "README.md", "exec"), {})
     assert asked["recipe"].limits.params == 10_000
     assert asked["ranked"] == asked["agreed"] == "results"
+
+
+def test_the_space_in_the_readme_is_one(tmp_path: Path) -> None:
+    file = tmp_path / "my_space.py"
+    file.write_text(block("python", "PARAM_SPACE"))
+    space, task = own.load(file), Task(3, 16, 5)
+    check_space(space, task)
+    assert space.size() == 9
+    arch = {"depth": 2, "width": 8}
+    net = space.build(arch, task)
+    assert net(torch.zeros(2, 3, 16, 16)).shape == (2, 5)
+    taps, head = space.look(net, task)
+    assert (len(taps), net.get_submodule(head).out_features) == (3, 5)  # a map for each resolution
+
+
+def test_the_example_of_a_space_is_one() -> None:
+    space, task = own.load(EXAMPLES / "own_space.py"), Task(1, 8, 10)
+    check_space(space, task)
+    net = space.build(space.sample(np.random.default_rng(0)), task)
+    assert space.look(net, task) == (("stage1", "stage2", "stage3"), "head")
+
+
+def test_the_recipes_that_the_readme_names_are_those_that_there_are() -> None:
+    [text] = re.findall(r"Recipes that come with dux: (.*?)\n\n", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert set(re.findall(r"`([\w-]+)`", text)) == set(recipe_names())
 
 
 @pytest.mark.ray

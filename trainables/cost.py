@@ -23,6 +23,10 @@ WEIGHTED = (_ConvNd, nn.Linear)
 """The layers whose weights and multiply-adds count: convolutions (grouped and transposed too) and linear layers."""
 
 
+SHAPE_KEEPING = (_BatchNorm, nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid)
+"""Modules that neither change a shape nor count as multiply-adds."""
+
+
 def params(net: nn.Module) -> int:
     """Number of trainable parameters."""
     return sum(p.numel() for p in net.parameters() if p.requires_grad)
@@ -46,8 +50,8 @@ def flops(net: nn.Module, task: Task) -> int:
 
     hooks = [module.register_forward_hook(count) for module in net.modules() if isinstance(module, WEIGHTED)]
     try:
-        # On the meta device batch norm is a Python decomposition that takes 80 % of the pass; it has no shape to add.
-        with evaluating(net), without_batch_norm(net), torch.no_grad():
+        # On the meta device these are Python decompositions that take nine tenths of the pass; they change no shape.
+        with evaluating(net), passing_on(net, SHAPE_KEEPING), torch.no_grad():
             net(_image(task, _device_of(net)))
     finally:
         for hook in hooks:
@@ -131,17 +135,17 @@ def build_without_values(space: Space, arch: Arch, task: Task) -> nn.Module:
 
 
 @contextmanager
-def without_batch_norm(net: nn.Module) -> Iterator[None]:
-    """Within it, every batch norm of the network passes its input on."""
-    norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
-    for norm in norms:
-        # A copy, since a ReLU that works in place may follow and the input may be needed again.
-        norm.forward = torch.clone  # type: ignore[method-assign]
+def passing_on(net: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iterator[None]:
+    """Within it, every module of these kinds passes its input on."""
+    changed = [module for module in net.modules() if isinstance(module, kinds)]
+    for module in changed:
+        # A copy, since what follows may work in place and the input may be needed again.
+        module.forward = torch.clone
     try:
         yield
     finally:
-        for norm in norms:
-            del norm.forward
+        for module in changed:
+            del module.forward
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from trainables.teacher_outputs import TeacherOutputs
 
 Json = dict[str, Any]
 GUIDANCE_IMAGES = 256  # validation images that `teacher_guidance` looks at, drawn by the run's seed: 32,640 pairs
+SCORED_EVERY = 2.0  # seconds; what a kill can cost of a trial that scores many candidates
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # the disk's errors, which are no trial's fault
 
 
@@ -291,16 +292,24 @@ class DistillTrial(_Trial):
 
 
 class ScoreTrial(_Trial):
-    """Scores many candidates without training them; one report for all.
+    """Scores many candidates without training them; reports those that it is through with every two seconds or so.
 
     Its config: `trials`, a list of `{number, seed, arch}`.
     """
 
     def _begin(self, config: Json) -> None:
-        self.spec = config
+        self.left = list(config["trials"])
 
     def _step(self) -> list[Json]:
-        return [{"number": trial["number"], **_timed(partial(self._scored, trial))} for trial in self.spec["trials"]]
+        started = time.monotonic()
+        reports: list[Json] = []
+        while self.left and (not reports or time.monotonic() - started < SCORED_EVERY):
+            trial = self.left.pop(0)
+            reports.append({"number": trial["number"], **_timed(partial(self._scored, trial))})
+        return reports
+
+    def _is_done(self, reports: list[Json]) -> bool:
+        return not self.left
 
     @cached_property
     def _batch(self) -> Batch:

@@ -18,6 +18,7 @@ from orchestrator.samplers.random_search import RandomSearch
 from orchestrator.samplers.settings import Flag, Number, Setting, resolve
 from spaces.domains import ParamSpace
 from spaces.errors import BadInput, unknown
+from spaces.space import Moves
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,13 @@ class Method:
         build: `build(param_space, seed, number, **settings)` gives the sampler of one ask.
         settings: what a recipe may set.
         several: whether it searches for several objectives at once.
+        mutates: whether it takes `moves`, the steps of a mutation.
     """
 
     build: Callable[..., BaseSampler]
     settings: Mapping[str, Setting]
     several: bool = True
+    mutates: bool = False
 
 
 def grid(param_space: ParamSpace, seed: int, number: int | None, *, order_seed: int) -> BaseSampler:
@@ -83,12 +86,18 @@ SAMPLERS: dict[str, Method] = {
             "crossover": Number(0.0, 0, 1),
         },
         several=False,
+        mutates=True,
     ),
 }
 
 
 def make(
-    name: str, param_space: ParamSpace, seed: int, settings: Mapping[str, Any], number: int | None = None
+    name: str,
+    param_space: ParamSpace,
+    seed: int,
+    settings: Mapping[str, Any],
+    number: int | None = None,
+    moves: Moves | None = None,
 ) -> BaseSampler:
     """The sampler of one ask.
 
@@ -98,6 +107,7 @@ def make(
         settings: as `check_settings` accepts them; besides, the search may give each sampler an `order_seed`, which
             those without an order of their own pass over.
         number: which proposal of the search this is, from 0; the trial's own number if None. Only grids look at it.
+        moves: the steps of the space's mutations. Only samplers that mutate look at them.
 
     Raises:
         BadInput: an unknown sampler or setting, a value out of range, or a param_space that the sampler cannot search.
@@ -106,7 +116,8 @@ def make(
         raise unknown("sampler", name, SAMPLERS)
     method = SAMPLERS[name]
     own = {key: value for key, value in settings.items() if key != "order_seed" or key in method.settings}
-    return method.build(param_space, seed, number, **resolve(f"sampler {name!r}", own, method.settings))
+    resolved = resolve(f"sampler {name!r}", own, method.settings)
+    return method.build(param_space, seed, number, **resolved, **({"moves": moves} if method.mutates else {}))
 
 
 def check_settings(name: str, settings: Mapping[str, Any], param_space: ParamSpace, objectives: int) -> None:

@@ -9,7 +9,7 @@ from orchestrator.samplers.distributions import decode
 from orchestrator.samplers.proposer import Proposer
 from spaces.domains import ParamSpace
 from spaces.errors import BadInput
-from spaces.space import crossover, mutate, sample
+from spaces.space import Moves, crossover, mutate, sample
 
 
 @final
@@ -23,10 +23,18 @@ class AgingEvolution(Proposer):
         population: trials that live at a time.
         sample_size: of the living, drawn without replacement; the best of them is the parent.
         crossover: chance that the winner of a second tournament shares its values before the mutation (0 in the paper).
+        moves: the steps of a mutation, by name; every other value of the names that are not there.
     """
 
     def __init__(
-        self, param_space: ParamSpace, seed: int, *, population: int, sample_size: int, crossover: float
+        self,
+        param_space: ParamSpace,
+        seed: int,
+        *,
+        population: int,
+        sample_size: int,
+        crossover: float,
+        moves: Moves | None = None,
     ) -> None:
         super().__init__(param_space, seed)
         if sample_size > population:
@@ -34,6 +42,7 @@ class AgingEvolution(Proposer):
         self.population = population
         self.sample_size = sample_size
         self.crossover = crossover
+        self.moves = moves
 
     def propose(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
         """A child of the living, or a random point while they are too few."""
@@ -46,7 +55,7 @@ class AgingEvolution(Proposer):
         parent = points[self._winner(fitness)]
         if self.rng.random() < self.crossover:
             parent = crossover(parent, points[self._winner(fitness)], self.rng)
-        return mutate(self.param_space, parent, self.rng)
+        return mutate(self.param_space, parent, self.rng, self.moves)
 
     def _winner(self, fitness: list[float]) -> int:
         drawn = self.rng.choice(len(fitness), self.sample_size, replace=False)

@@ -47,10 +47,10 @@ class Grid(Proposer):
     def propose(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
         """The point of this number. Raises `Exhausted` after the last one."""
         number = trial.number if self.number is None else self.number
-        order = _order(int(size(self.param_space)), self.order_seed)
-        if number >= len(order):
-            raise Exhausted(f"all {len(order)} points of the grid have been proposed")
-        return point(self.param_space, int(order[number]))
+        points = order(int(size(self.param_space)), self.order_seed)
+        if number >= len(points):
+            raise Exhausted(f"all {len(points)} points of the grid have been proposed")
+        return point(self.param_space, int(points[number]))
 
 
 def point(param_space: ParamSpace, index: int) -> dict[str, Any]:
@@ -65,5 +65,6 @@ def point(param_space: ParamSpace, index: int) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=4)
-def _order(points: int, seed: int) -> np.ndarray:
+def order(points: int, seed: int) -> np.ndarray:
+    """The indices of a grid's points, shuffled."""
     return np.random.default_rng(seed).permutation(points)

@@ -318,3 +318,42 @@ def test_a_trade_off_with_a_missing_value_comes_last(make_book):
         book.propose(proposal(width, until=0))
         finish(book, width, epoch=0, snip=snip, params=9.0 - width)
     assert book.best() == [1, 2, 0]
+
+
+# Ensembles and origins
+
+
+def scored_book(make_book: Any, table: list[dict[str, float]], **changes: Any) -> Book:
+    book = make_book(trial="score", scores=["snip", "nwot", "synflow", "params"], **changes)
+    for number, metrics in enumerate(table):
+        book.propose(proposal(number + 1, until=0))
+        finish(book, number, epoch=0, **metrics)
+    return book
+
+
+# By snip A > B > C, by nwot C > A > B, by synflow A > B > C; by params, which no ensemble counts, C > B > A.
+VOTES = [{"snip": 3, "nwot": 2, "synflow": 3, "params": 1}, {"snip": 2, "nwot": 1, "synflow": 2, "params": 2},
+         {"snip": 1, "nwot": 3, "synflow": 1, "params": 3}]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "values"), [
+    # A beats both, B beats C by two to one.
+    ({"objective": {"ensemble.vote": 1}}, [1, 0.5, 0]),
+    # A has mean rank (1 + 0.5 + 1) / 3, B (0.5 + 0 + 0.5) / 3, C (0 + 1 + 0) / 3: B and C are equal.
+    ({"objective": {"ensemble.rank": 1}}, [1, 0.25, 0.25]),
+    # nwot alone: C > A > B.
+    ({"objective": {"ensemble.vote": 1}, "ensemble": ["nwot"]}, [0.5, 0, 1]),
+])  # fmt: skip
+def test_an_objective_may_be_an_ensemble_of_the_stages_scores(make_book, changes, values):
+    book = scored_book(make_book, VOTES, **changes)
+    assert [book.value(p) for p in range(3)] == pytest.approx(values)
+
+
+def test_a_proposal_of_an_older_ledger_comes_from_the_search(make_book):
+    book = make_book()
+    book.propose(proposal(1, origin="rival"))
+    book.propose(proposal(2))
+    events = events_of(book)
+    assert [p.origin for p in rebuilt(book.stage, events).proposals] == ["rival", "search"]
+    older = [{name: value for name, value in event.items() if name != "origin"} for event in events]
+    assert [p.origin for p in rebuilt(book.stage, older).proposals] == ["search", "search"]

@@ -7,6 +7,7 @@ import spaces
 from orchestrator.feasible import Feasible
 from spaces import BadInput, Space, Task
 from spaces.domains import values
+from spaces.seeding import generator
 
 DIGITS = Task(1, 8, 10)
 SMALL = spaces.get("resnet").restrict({"depth1": [1, 2], "depth2": [1, 2], "depth3": [1], "width": [2, 3, 4]})
@@ -82,7 +83,9 @@ def test_a_limit_that_nothing_meets_names_the_smallest_candidate(name, limit):
     listed = {choice: values(domain) for choice, domain in space.param_space.items()}
     if any(found is None for found in listed.values()):
         pytest.skip("a choice is continuous")
-    few = {choice: found[: 2 if i < 4 else 1] for i, (choice, found) in enumerate(listed.items())}
+    arch = space.sample(generator("few"))  # around one that the space allows
+    values_of = {choice: list(dict.fromkeys([arch[choice], *found])) for choice, found in listed.items()}
+    few = {choice: found[: 2 if i < 4 else 1] for i, (choice, found) in enumerate(values_of.items())}
     space = space.restrict(few)
     feasible = Feasible(space, Task(3, 32, 10), {})
     least = min(feasible.cost(arch)[limit] for arch in space.all())

@@ -367,3 +367,18 @@ def test_evolution_with_crossover_takes_values_of_two_parents():
     }
     assert ones[0.0] == {1, 11}
     assert ones[1.0] - {0, 1, 11, 12}
+
+
+def test_evolution_steps_where_the_space_has_moves():
+    study = line_study([0, 1, 2, 3])
+    moves = {"x": lambda value: [value - 10, value + 10]}
+    points = []
+    for i in range(40):
+        study.sampler = make("evolution", LINE, i, {"population": 4, "sample_size": 4}, moves=moves)
+        points.append(decode(LINE, study.ask(distributions(LINE)).params))
+    parents_x = 30
+    assert {point["x"] for point in points} - {parents_x} == {20, 40}
+    assert {point["op"] for point in points if point["x"] == parents_x} == {"b"}
+    for name in SAMPLERS:  # the others have no use for them
+        if name not in ("grid", "evolution"):
+            make(name, LINE, 0, QUICK[name], moves=moves)

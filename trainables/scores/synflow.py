@@ -4,9 +4,10 @@ import math
 
 import torch
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainables.contracts import NotComputable, Probe
-from trainables.cost import evaluating, without_batch_norm
+from trainables.cost import evaluating, passing_on
 from trainables.scores.passes import total, weights
 
 
@@ -27,7 +28,7 @@ def score(probe: Probe) -> float:
     names = [name for name, p in net.named_parameters() if id(p) in counted]
     size = probe.task.image_size
     ones = torch.ones(1, probe.task.channels, size, size, dtype=torch.float64, device=probe.images.device)
-    with evaluating(net), without_batch_norm(net), torch.enable_grad():
+    with evaluating(net), passing_on(net, (_BatchNorm,)), torch.enable_grad():
         flow = functional_call(net, state, ones).sum()
         if not names or not flow.requires_grad:
             raise NotComputable("no weight has a path to the logits")

@@ -1,0 +1,82 @@
+"""Scores without training, by themselves: a recipe reduced to one score stage, which then runs like any other."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.checks import ENSEMBLES
+from orchestrator.pipeline import space_of
+from orchestrator.recipe import Recipe, StageSpec
+from orchestrator.samplers.grid import LARGEST
+from spaces import BadInput
+from trainables import scores as score_table
+
+RANDOM = {"random": True, "weights": None, "train_epochs": 0, "pretrained": False}  # a teacher before any training
+
+
+def reduced(
+    recipe: Recipe,
+    every: bool = False,
+    archs: Sequence[Mapping[str, Any]] = (),
+    scores: Sequence[str] | None = None,
+    seeds: int | None = None,
+    trials: int | None = None,
+) -> Recipe:
+    """The recipe as a score stage alone: its first one, or one of every score that applies.
+
+    Args:
+        every: score each architecture of the space that is within the limits, once.
+        archs: score these. With neither, the stage proposes its candidates as it would in a search.
+        scores: instead of the stage's. An objective that names others gives way to the mean rank over these.
+        seeds, trials: instead of the stage's.
+
+    Raises:
+        BadInput: both `every` and `archs`, no way to know which candidates, or what `Recipe.parse` refuses.
+    """
+    if every and archs:
+        raise BadInput("--all scores every student, --arch those that are given: take one of them")
+    found = next((stage for stage in recipe.stages if stage.trial == "score"), None)
+    if found is None and not (every or archs or trials or recipe.given):
+        raise BadInput(f"recipe {recipe.name!r} has no score stage: say which students, by --all, --arch or --trials")
+    stage = _stage(found, scores)
+    if every:
+        stage |= {"sampler": "grid", "trials": None}
+    if archs:
+        stage["trials"] = None
+    given = {"seeds": seeds, "trials": trials}
+    stage |= {name: value for name, value in given.items() if value is not None}
+    raw = {**recipe.plain(), "name": f"{recipe.name}-scores", "stages": [stage]}
+    if every or archs:
+        raw |= {"student": None, "students": [dict(arch) for arch in archs] or None}
+    made = _with_less_teacher(Recipe.parse(raw))
+    if every and (size := space_of(made.space).size()) > LARGEST:
+        raise BadInput(f"--all scores at most {LARGEST:,} students, and the space has {size:,.0f}: take --trials")
+    return made
+
+
+def _stage(found: StageSpec | None, scores: Sequence[str] | None) -> dict[str, Any]:
+    if found is None:
+        return {"name": "score", "trial": "score", "scores": list(scores) if scores else "all"}
+    stage = found.model_dump(mode="json", exclude_defaults=True) | {"trial": "score", "keep": None}
+    if scores is None:
+        return stage
+    settings = found.scores or {}
+    stage["scores"] = "all" if list(scores) == ["all"] else {name: settings.get(name, {}) for name in scores}
+    known = {*scores, *ENSEMBLES, *(term for name in scores if name in score_table.SCORES
+                                    for term in score_table.SCORES[name].terms)}  # fmt: skip
+    for key in ("objective", "pareto", "ensemble"):
+        if not set(stage.get(key) or ()) <= known:
+            del stage[key]
+    return stage
+
+
+def _with_less_teacher(recipe: Recipe) -> Recipe:
+    """Without a teacher that no score reads, and without training one that is read as it was initialised."""
+    [stage] = recipe.stages
+    if recipe.teacher is None:
+        return recipe
+    read = any(score_table.SCORES[name].needs_teacher for name in stage.scores or () if name in score_table.SCORES)
+    if read and stage.teacher == "given":
+        return recipe
+    changed = stage.model_copy(update={"teacher": "given"})
+    teacher = recipe.teacher.model_copy(update=RANDOM) if read else None
+    return recipe.model_copy(update={"teacher": teacher, "stages": [changed]})
