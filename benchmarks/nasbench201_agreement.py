@@ -7,7 +7,7 @@ Cells drawn from the 725 for which a table of training-free scores is published 
 epochs of training without a teacher. Columns: Kendall's tau with its 95 % bootstrap interval over cells and its spread
 over seeds, Spearman, the published Spearman over all 15,625 cells (Abdelfattah et al. 2021, arXiv:2101.08134; its
 absolute value is what they give), and Spearman with the published scores of the same cells (NASLib's table, made with
-batches of 32). `size` says whether tau is above that of both `params` and `flops`.
+batches of 32). `over size` is how far tau is above that of the better of `params` and `flops` on the same cells.
 
 The folder holds `cifar10/{train,test}.parquet`, `teachers/resnet56-*.th` and `tables/nasbench201*.parquet`; default:
 DUX_TEST_DATA, or `shared/data` beside the checkout. With `--run` the run stays there, and one that was interrupted goes
@@ -96,13 +96,19 @@ def compared(results: analysis.Results, cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def line_of(row: Any) -> str:
+    """A predictor's row of the Markdown table."""
     spread = f" ± {row.tau_std:.2f}" if pd.notna(row.tau_std) else ""
+    over = (
+        f"{row.over_size:+.2f} ({row.over_size_low:+.2f} to {row.over_size_high:+.2f})"
+        if pd.notna(row.over_size)
+        else ""
+    )
     cells = [
         row.predictor,
         f"{row.tau:.2f} ({row.tau_low:.2f} to {row.tau_high:.2f}){spread}",
+        over,
         f"{row.spearman:.2f}",
-        *(f"{value:.3f}" if pd.notna(value) else "" for value in (row.published, row.with_table)),
-        "yes" if row.beats_size is True or row.beats_size == 1 else "",
+        *(f"{value:.2f}" if pd.notna(value) else "" for value in (row.published, row.with_table)),
         str(row.n),
     ]
     return "| " + " | ".join(cells) + " |"
@@ -132,7 +138,7 @@ def main() -> None:
             )
         table = compared(results, cells)
         gaps = analysis.missing(results)
-    print("| score | tau (95 %) ± seeds | Spearman | published | with table | size | n |")
+    print("| score | tau (95 %) ± seeds | over size | Spearman | published | with table | n |")
     print("|---|---|---|---|---|---|---|")
     for row in table.sort_values("tau", ascending=False).itertuples():
         print(line_of(row))

@@ -13,9 +13,10 @@ from spaces import domains
 from spaces.domains import Domain
 from spaces.errors import BadInput, unknown
 from spaces.seeding import generator
-from spaces.space import Arch, Space
+from spaces.space import Arch, Space, chosen
 from spaces.task import Task
 
+FEW = 10  # values of an ordered choice of which every one is tried
 USERS = "dux_space_"
 """How the names of the modules begin that users' files become."""
 
@@ -38,16 +39,11 @@ def blaming(what: str) -> Iterator[None]:
         raise BadInput(f"{what}: {one_line(error)}") from error
 
 
-def chosen(arch: Arch) -> str:
-    """An architecture as messages name it."""
-    return ", ".join(f"{name}={value}" for name, value in arch.items())
-
-
 def check_space(space: Space, task: Task) -> None:
     """Build and run networks of a space, so that what is wrong with it shows before a search begins.
 
-    They are few: together they show each choice at its smallest and its largest, or at every value where its values
-    have no order (names of models). Torch's generator is left as it was.
+    They are few: together they show every value of each choice, or its smallest and its largest where they are numbers
+    and more than 10. Torch's generator is left as it was.
 
     Raises:
         BadInput: a network cannot be built, does not turn the task's images into logits, or lacks the taps or the
@@ -66,8 +62,8 @@ def _examples(space: Space) -> Iterator[Arch]:
 
 
 def _shown(domain: Domain) -> list[Any]:
-    """The ends of a domain with an order, and every value of any other."""
-    if domains.is_ordered(domain):
+    """Every value of a domain, or the ends of one with an order and more than a few values."""
+    if domains.is_ordered(domain) and domains.count(domain) > FEW:
         return list(dict.fromkeys(domains.from_unit(domain, end) for end in (0.0, 1.0)))
     return domains.values(domain) or []
 
@@ -83,6 +79,9 @@ def _check(space: Space, arch: Arch, task: Task) -> None:
             raise BadInput(f"{where}: {error}") from error
     with blaming(f"{where}: its canonical form has no hash"):
         space.hash(arch)
+    for name, move in space.moves.items():
+        with blaming(f"{where}: moves[{name!r}] gives no list of values"):
+            list(move(arch[name]))
 
 
 def _check_network(net: nn.Module, space: Space, task: Task) -> None:

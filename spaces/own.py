@@ -2,8 +2,8 @@
 
 The file defines `PARAM_SPACE`, a dict of Tune domains, and `build(arch, task, **options)`, and may define `OPTIONS`
 (the options with their values), `TAPS` and `HEAD` (else both are found), `canonical_form`, `allows` and `moves`: see
-`Space`. It may import what lies beside it, as a script may. Workers need not have the file: its text goes to them,
-and is executed once in each process. They do need what it imports.
+`Space`. It stands alone: it may import packages, but no file beside it, since a run keeps its text and nothing else.
+Workers need not have the file: its text goes to them, and is executed once in each process.
 """
 
 import hashlib
@@ -21,9 +21,9 @@ from ray.tune.search.sample import Domain
 
 from spaces.domains import ParamSpace
 from spaces.errors import BadInput, unknown
-from spaces.others import USERS, blaming, chosen
+from spaces.others import USERS, blaming
 from spaces.seeding import stable_hash
-from spaces.space import Moves, Space, as_is, everything
+from spaces.space import Moves, Space, as_is, chosen, everything
 
 
 def load(path: str | Path) -> Space:
@@ -70,9 +70,6 @@ class Source:
         """
         name = f"{USERS}{self.stem}_{self.digest}"
         if name not in sys.modules:
-            folder = str(Path(self.path).parent)
-            if folder not in sys.path:
-                sys.path.append(folder)
             # Where the file is not, tracebacks and `inspect` find its lines here.
             linecache.cache[self.path] = (len(self.text), None, self.text.splitlines(True), self.path)
             module = sys.modules[name] = ModuleType(name)  # before it runs: dataclasses look themselves up there

@@ -33,6 +33,11 @@ def as_is(arch: Arch) -> Any:
     return dict(arch)
 
 
+def chosen(arch: Arch) -> str:
+    """An architecture as messages name it."""
+    return ", ".join(f"{name}={value}" for name, value in arch.items())
+
+
 def everything(arch: Arch) -> bool:
     """Allows every combination of choices."""
     return True
@@ -112,8 +117,7 @@ class Space:
             if not domains.contains(domain, arch[name]):
                 raise BadInput(f"space {self.name!r}: {name}={arch[name]!r} is not in {domains.to_config(domain)}")
         if not self.allows(arch):
-            chosen = ", ".join(f"{name}={value}" for name, value in arch.items())
-            raise BadInput(f"space {self.name!r} does not allow {chosen}")
+            raise BadInput(f"space {self.name!r} does not allow {chosen(arch)}")
 
     def sample(self, rng: np.random.Generator) -> dict[str, Any]:
         """One architecture: each choice drawn on its own, until the space allows what was drawn.

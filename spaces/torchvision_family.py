@@ -5,6 +5,7 @@ A recipe replaces the names, and may add any keyword argument of their functions
 Students begin without pretrained weights.
 """
 
+from copy import copy
 from typing import Any
 
 from ray import tune
@@ -24,7 +25,7 @@ COLOURS = 3  # channels of the images that torchvision's models are made for
 def build(arch: Arch, task: Task, **options: Any) -> nn.Module:
     """Network from images [B, C, H, W] to logits [B, K]. Raises `BadInput` where torchvision makes none.
 
-    For other than colour images the first convolution is replaced by one of as many channels.
+    For other than colour images the first convolution is replaced by one of as many channels, with its weights.
     """
     given = {**options, **arch}
     net = torchvision_model(str(given.pop("model")), task, given)
@@ -35,15 +36,12 @@ def build(arch: Arch, task: Task, **options: Any) -> nn.Module:
 
 
 def _with_channels(conv: nn.Conv2d, channels: int) -> nn.Conv2d:
-    """Another convolution like this one, for images of so many channels."""
-    return nn.Conv2d(
-        channels,
-        conv.out_channels,
-        conv.kernel_size,  # type: ignore[arg-type]
-        conv.stride,  # type: ignore[arg-type]
-        conv.padding,  # type: ignore[arg-type]
-        bias=conv.bias is not None,
-    )
+    """The same convolution for images of so many channels, which take its channels' initial weights in turn."""
+    taken = [channel % conv.in_channels for channel in range(channels)]
+    changed = copy(conv)
+    changed._parameters = {**conv._parameters, "weight": nn.Parameter(conv.weight.detach()[:, taken])}
+    changed.in_channels = channels
+    return changed
 
 
 SPACE = Space(name="torchvision", param_space=PARAM_SPACE, builder=build, open=True)

@@ -137,12 +137,11 @@ def test_it_works_where_its_file_is_not(path: Path, tmp_path: Path) -> None:
     assert error == f"{path}: build fails for width=4, act=tanh: KeyError: 'tanh' (my_space.py:20)"
 
 
-def test_what_lies_beside_the_file_can_be_imported(path: Path) -> None:
+def test_what_lies_beside_the_file_is_not_there_for_it(path: Path) -> None:
+    """A run keeps the file alone: what it imports from beside it would be missing when the run is resumed."""
     (path.parent / "beside_my_space.py").write_text("WIDTHS = [2, 8]\n")
-    space = mine(path, MINE.replace("tune.choice([2, 4, 6])", "tune.choice(WIDTHS)").replace(
-        "from ray", "from beside_my_space import WIDTHS\nfrom ray", 1))  # fmt: skip
-    assert space.size() == 4
-    sys.path.remove(str(path.parent))
+    with pytest.raises(BadInput, match="ModuleNotFoundError: No module named 'beside_my_space'"):
+        mine(path, MINE.replace("from ray", "from beside_my_space import WIDTHS\nfrom ray", 1))
 
 
 def test_the_example_works(tmp_path: Path) -> None:
@@ -232,7 +231,13 @@ BUILDING: dict[str, tuple[str, str, str]] = {
     "an error": (
         "return Net(",
         "assert arch['width'] < 6, 'too wide'; return Net(",
-        r"build fails for width=6, act=gelu: AssertionError: too wide \(my_space.py:28\)$",
+        r"build fails for width=6, act=relu: AssertionError: too wide \(my_space.py:28\)$",
+    ),
+    "an error between the ends": ("return Net(", "assert arch['width'] != 4; return Net(", "build fails for width=4"),
+    "moves to nowhere": (
+        "OPTIONS =",
+        "moves = {'width': lambda width: None}\nOPTIONS =",
+        r"moves\['width'\] gives no list of values: TypeError",
     ),
     "an error within": ('"gelu": nn.GELU', '"geul": nn.GELU', r"act=gelu: KeyError: 'gelu' \(my_space.py:20\)$"),
     "no module": (

@@ -70,7 +70,7 @@ def of_linear(net: nn.Module, images: Tensor, labels: Tensor, head: str = "1") -
 
 
 def terms(name: str, probe: Probe, options: dict[str, Any]) -> dict[str, float]:
-    values, reasons = compute([name], probe, {name: options})
+    values, reasons = compute({name: options}, probe)
     assert reasons == {}
     return values
 
@@ -119,7 +119,7 @@ def test_a_teacher_aware_score_reads_the_teacher_and_no_other_does(name: str, op
     student, aware = resnet(), SCORES[name].needs_teacher
     one, other = (terms(name, a_probe(student, resnet(seed=seed)), options) for seed in (1, 2))
     assert all((one[term] != other[term]) is aware for term in SCORES[name].terms)
-    values, reasons = compute([name], a_probe(student), {name: options})
+    values, reasons = compute({name: options}, a_probe(student))
     assert set(reasons) == (set(SCORES[name].terms) if aware else set())
     assert all(math.isnan(value) is aware for value in values.values())
 

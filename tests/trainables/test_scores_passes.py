@@ -175,7 +175,7 @@ def test_normal_weights_are_drawn_by_the_given_ones_and_put_back() -> None:
         first = member.net.linear.weight.detach().clone()
         assert not member.net.linear.bias.any()
         assert abs(float(torch.cat([w.detach().flatten() for w in weights(member)]).std()) - 1) < 0.1
-        assert torch.equal(member.net.norm2.weight, before["net.norm2.weight"])
+        assert member.net.norm2.weight.eq(1).all()
     with normal_weights(member):
         assert torch.equal(first, member.net.linear.weight)
     assert all(torch.equal(p, before[name]) for name, p in member.named_parameters())
@@ -359,3 +359,26 @@ def test_an_activation_overwritten_by_a_function_is_a_reason_and_no_wrong_number
     assert math.isnan(values["fisher"])
     assert "overwritten in place" in reasons["fisher"]
     assert values["snip"] > 0 or "snip" in reasons
+
+
+def test_normal_weights_set_norms_that_begin_at_zero_to_one() -> None:
+    net = residual()
+    nn.init.zeros_(net.layer1[0].bn2.weight)
+    member = Member(net, [], "fc", [0.5] * 3, [0.25] * 3)
+    with normal_weights(member):
+        assert net.layer1[0].bn2.weight.eq(1).all()
+        assert net.layer1[0].bn2.bias.eq(0).all()
+    assert net.layer1[0].bn2.weight.eq(0).all()
+
+
+def test_synflow_passes_over_a_batch_norm_but_not_over_the_activation_within_it() -> None:
+    class NormAndFloor(nn.BatchNorm2d):  # as timm's BatchNormAct2d, with an activation that shows
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 3
+
+    net = nn.Sequential(nn.Conv2d(3, 2, 1, bias=False), NormAndFloor(2), nn.Flatten(), nn.Linear(2 * 64, 5, bias=False))
+    images = torch.rand(2, 3, 8, 8)
+    probe = Probe(Member(net, [], "3", [0.5] * 3, [0.25] * 3), None, images, torch.tensor([0, 1]), TASK)
+    conv, linear = net[0].weight.detach().double().abs(), net[3].weight.detach().double().abs()
+    paths = 3 * float((conv.sum((1, 2, 3))[:, None] * linear.view(5, 2, 64).sum((0, 2))[:, None]).sum())
+    assert SCORES["synflow"].function(probe) == pytest.approx(math.log(2 * paths), rel=1e-9)

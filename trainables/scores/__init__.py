@@ -101,23 +101,16 @@ def terms_of(scores: Scores) -> tuple[str, ...]:
     return tuple(term for name in check_settings(scores) for term in SCORES[name].terms)
 
 
-def compute(
-    scores: Scores, probe: Probe, settings: Mapping[str, Mapping[str, Any]] | None = None
-) -> tuple[dict[str, float], dict[str, str]]:
+def compute(scores: Scores, probe: Probe) -> tuple[dict[str, float], dict[str, str]]:
     """Values of all terms of these scores, NaN where there is none, and for each NaN its reason by term.
 
     A reason is the error's type and message. Only what a candidate can cause becomes a NaN: no value, numbers out of
     range, shapes or memory that do not do. Anything else is a bug and is raised.
 
-    Args:
-        scores: names, with or without their settings.
-        probe: what they look at.
-        settings: by score, in place of those that `scores` gives.
-
     Raises:
         BadInput: as `check_settings`.
     """
-    checked = check_settings(scores if settings is None else {name: settings.get(name) for name in scores})
+    checked = check_settings(scores)
     values: dict[str, float] = {}
     reasons: dict[str, str] = {}
     needs = frozenset(need for name in checked if (need := SCORES[name].needs) is not None)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
 
 from trainables.contracts import Member, NotComputable, Probe
 from trainables.cost import WEIGHTED
@@ -23,6 +24,7 @@ Need = Literal["gradients", "saliency", "curvature", "jacobian", "relus"]
 Gradients = list[tuple[Tensor, Tensor]]
 """The weight and the loss's gradient with respect to it, for each layer."""
 
+NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 BACKWARD: frozenset[Need] = frozenset({"gradients", "saliency", "curvature", "jacobian"})
 
 
@@ -233,13 +235,15 @@ def not_in_place(member: Member) -> Iterator[None]:
 
 @contextmanager
 def normal_weights(member: Member) -> Iterator[None]:
-    """Within it, convolutions and linear layers have weights from N(0, 1) and zero biases; then those they had.
+    """Within it, weights of convolutions and linear layers are from N(0, 1), of norms 1, biases 0; then as before.
 
     The draw is seeded by the network's given weights: the same candidate gets the same one, and another seed of its
     initialisation another.
     """
     layers = [module for module in member.modules() if isinstance(module, WEIGHTED)]
-    given = [(parameter, parameter.detach().clone()) for layer in layers for parameter in layer.parameters(False)]
+    norms = [module for module in member.modules() if isinstance(module, NORMS)]
+    changed = [parameter for layer in (*layers, *norms) for parameter in layer.parameters(recurse=False)]
+    given = [(parameter, parameter.detach().clone()) for parameter in changed]
     generator = torch.Generator().manual_seed(_seed(given[0][0] if given else torch.zeros(0)))
     try:
         with torch.no_grad():
@@ -248,6 +252,9 @@ def normal_weights(member: Member) -> Iterator[None]:
                 layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator))
                 if layer.bias is not None:
                     layer.bias.zero_()
+            for norm in norms:  # some networks begin with weights of 0, so that a block adds nothing
+                for name, parameter in norm.named_parameters(recurse=False):
+                    parameter.fill_(float(name == "weight"))
         yield
     finally:
         with torch.no_grad():

@@ -1,13 +1,16 @@
 """SynFlow (Tanaka et al. 2020, arXiv:2006.05467), summed over the network (Abdelfattah et al., arXiv:2101.08134)."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from trainables.contracts import NotComputable, Probe
-from trainables.cost import evaluating, passing_on
+from trainables.cost import evaluating
 from trainables.scores.passes import total, weights
 
 
@@ -28,7 +31,7 @@ def score(probe: Probe) -> float:
     names = [name for name, p in net.named_parameters() if id(p) in counted]
     size = probe.task.image_size
     ones = torch.ones(1, probe.task.channels, size, size, dtype=torch.float64, device=probe.images.device)
-    with evaluating(net), passing_on(net, (_BatchNorm,)), torch.enable_grad():
+    with evaluating(net), _WithoutBatchNorm(), torch.enable_grad():
         flow = functional_call(net, state, ones).sum()
         if not names or not flow.requires_grad:
             raise NotComputable("no weight has a path to the logits")
@@ -38,3 +41,14 @@ def score(probe: Probe) -> float:
     if strength == 0:
         raise NotComputable("no path leads from the image to the logits, so the sum is 0 and has no logarithm")
     return math.log(strength)
+
+
+class _WithoutBatchNorm(TorchFunctionMode):
+    """Batch norm passes its input on. The function, not the module, which may also hold an activation (timm's does)."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.batch_norm:
+            return args[0].clone()  # what follows may work in place
+        return func(*args, **(kwargs or {}))

@@ -342,8 +342,7 @@ class _BatchNormBackward(torch.autograd.Function):
         count = inputs.numel() // inputs.shape[1]
         z_C = (by_inputs * dx).sum(others)
         by_n_C = -inverse.square() * z_C / count  # of x - m, so with r twice
-        to_inputs = inputs * by_n_C.view(channels)
-        to_inputs.sub_((by_n_C * mean).view(channels))
+        to_inputs = torch.addcmul((-by_n_C * mean).view(channels), inputs, by_n_C.view(channels))
         to_inputs.addcmul_(to_gradient, (-inverse * sum_dy_C / count).view(channels))
         to_inputs.addcmul_(dx, (-inverse * sum_v_C / count).view(channels))
         return to_gradient, to_inputs, None, None, None, None
