@@ -8,9 +8,9 @@ import pandas as pd
 from analysis import target as targets
 from analysis.errors import BadInput, unknown
 from analysis.judge import STATISTICS, Judge, table
-from analysis.predictors import SIZES, Predictor, early_epochs, of_epochs, of_scores, of_size, of_stage
+from analysis.predictors import Predictor, early_epochs, of_epochs, of_scores, of_size, of_stage
 from analysis.results import Results
-from analysis.schema import direction, is_metric, number_columns
+from analysis.schema import SIZES, direction, is_metric, number_columns
 from analysis.scores import score_trials
 from analysis.sources import Source
 from analysis.target import Censored

@@ -10,9 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import BadInput, unknown
-from analysis.schema import number_columns, score_columns
-
-ENSEMBLES = ("ensemble.rank", "ensemble.vote")
+from analysis.schema import ENSEMBLES, SIZES, number_columns, only_scores, score_columns
 
 _BLOCK = 64  # rows of the N x N table of margins held at once: with 15,625 candidates they fit a core's cache
 
@@ -21,7 +19,7 @@ def combine_ranks(frame: pd.DataFrame, weights: Mapping[str, float]) -> pd.Serie
     """Weighted mean of normalised ranks by the frame's index: 1 is best in every term, 0 worst in every term.
 
     Terms of different units are added this way because raw sums are ruled by the term of the largest spread. Ties
-    share their mean rank; a missing value gets 0.
+    share their mean rank; a missing value gets 0, and a row without any value NaN.
 
     Args:
         weights: by column, higher is better; a negative weight turns a column around. A name that has several terms
@@ -34,14 +32,16 @@ def combine_ranks(frame: pd.DataFrame, weights: Mapping[str, float]) -> pd.Serie
     for name, weight in weights.items():
         for column, share in terms(frame, name, weight).items():
             shares[column] = shares.get(column, 0.0) + share
-    total = sum(map(abs, shares.values()))
-    if not total:
+    shares = {column: share for column, share in shares.items() if share}
+    if not shares:
         raise BadInput("a ranking takes at least one weight other than 0")
+    total = sum(map(abs, shares.values()))
     mean = np.zeros(len(frame))
     for column, share in shares.items():
         mean += abs(share) / total * _normalised_rank(math.copysign(1, share) * frame[column].astype("float64"))
     # Rounded, so that means that are equal stay so whatever they were added up from.
-    return pd.Series(np.clip(mean.round(12), 0, 1), index=frame.index)
+    known = frame[list(shares)].notna().any(axis=1).to_numpy()
+    return pd.Series(np.where(known, np.clip(mean.round(12), 0, 1), np.nan), index=frame.index)
 
 
 def ensemble(frame: pd.DataFrame, of: Iterable[str] | None = None) -> pd.DataFrame:
@@ -50,6 +50,7 @@ def ensemble(frame: pd.DataFrame, of: Iterable[str] | None = None) -> pd.DataFra
     `ensemble.rank` is the mean of their normalised ranks (see `combine_ranks`). `ensemble.vote` is the share of the
     other candidates that a candidate beats (Abdelfattah et al. 2021, arXiv:2101.08134, majority vote of scores): of two
     candidates the one wins that more scores prefer, a draw counts half. A missing value ranks last and beats nothing.
+    Both are NaN where every score is missing.
 
     Args:
         of: names of columns; one that has several terms counts once, as the mean of its terms' ranks. Default: every
@@ -58,12 +59,14 @@ def ensemble(frame: pd.DataFrame, of: Iterable[str] | None = None) -> pd.DataFra
     Raises:
         BadInput: no score, or a name that is no column of numbers.
     """
-    names = [of] if isinstance(of, str) else list(of) if of is not None else families(score_columns(frame))
+    every = score_columns(frame) or score_columns(frame, empty=True)
+    names = [of] if isinstance(of, str) else list(of) if of is not None else families(every)
     if not names:
         raise BadInput("an ensemble takes at least one score; the table has none")
-    orders_SN = np.array([combine_ranks(frame, {name: 1.0}) for name in names])
-    values = (combine_ranks(frame, dict.fromkeys(names, 1.0)), _majority(orders_SN))
-    return pd.DataFrame(dict(zip(ENSEMBLES, values, strict=True)), index=frame.index)
+    orders_SN = np.array([combine_ranks(frame, {name: 1.0}).fillna(0.0) for name in names])
+    ranks = combine_ranks(frame, dict.fromkeys(names, 1.0))
+    votes = np.where(ranks.isna(), np.nan, _majority(orders_SN))
+    return pd.DataFrame(dict(zip(ENSEMBLES, (ranks, votes), strict=True)), index=frame.index)
 
 
 def families(columns: Iterable[str]) -> list[str]:
@@ -81,7 +84,8 @@ def terms(frame: pd.DataFrame, name: str, weight: float) -> dict[str, float]:
     columns = columns or [c for c in frame.columns if c == name]
     numbers = number_columns(frame)
     if not columns or not set(columns) <= set(numbers):
-        raise unknown("column of numbers", name, numbers)
+        known = [*score_columns(frame), *(size for size in SIZES if size in numbers)]
+        raise unknown("column of numbers", name, known if only_scores(frame) else numbers)
     return {column: weight / len(columns) for column in columns}
 
 

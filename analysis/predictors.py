@@ -9,9 +9,8 @@ import pandas as pd
 from analysis.combine import combine_ranks, ensemble, families
 from analysis.ranking import FINISHED
 from analysis.results import Results
-from analysis.schema import score_columns
+from analysis.schema import SIZES, score_columns
 
-SIZES = ("params", "flops")
 EARLY = ("valid_accuracy", "objective", "teacher_guidance")
 
 
@@ -116,7 +115,7 @@ def _combined(
         terms = [name for name in names if name == score or name.startswith(f"{score}.")]
         columns |= {name: means[name] for name in terms}
         if len(terms) > 1 and score not in terms:
-            columns[score] = combine_ranks(means, {score: 1.0}).where(means[terms].notna().any(axis=1))
+            columns[score] = combine_ranks(means, {score: 1.0})
     if len(families(names)) > 1:
         both = ensemble(means, of or families(names))
         columns |= {str(name): both[name] for name in both.columns}

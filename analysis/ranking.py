@@ -9,9 +9,18 @@ import numpy as np
 import pandas as pd
 
 from analysis import where as filters
-from analysis.combine import ENSEMBLES, combine_ranks, ensemble, families, terms
+from analysis.combine import combine_ranks, ensemble, families, terms
 from analysis.errors import BadInput, unknown
-from analysis.schema import TRIALS, direction, is_metric, is_setting, number_columns, score_columns
+from analysis.schema import (
+    ENSEMBLES,
+    TRIALS,
+    direction,
+    is_metric,
+    is_setting,
+    number_columns,
+    only_scores,
+    score_columns,
+)
 from analysis.sources import Source, is_summary, trials_of
 
 By = Mapping[str, float] | str | None
@@ -107,7 +116,9 @@ def candidates(trials: pd.DataFrame) -> pd.DataFrame:
     trials = trials[trials["status"].isin(FINISHED)]
     taught = trials[~trials["control"]]
     metrics = [c for c in number_columns(trials) if is_metric(c) and c != "epochs"]
-    metrics = [c for c in metrics if trials[c].notna().any() or c == "valid_accuracy"]
+    # Empty scores too: an objective may name them.
+    empty = {name for reasons in trials["reasons"].dropna().unique() for name in json.loads(reasons)}
+    metrics = [c for c in metrics if trials[c].notna().any() or c in {"valid_accuracy", *empty}]
     groups = taught.groupby(_CANDIDATE, sort=False)
     fixed = ["arch", "origin", "reasons", *_COSTS, *filter(is_setting, trials.columns)]
     values = taught[metrics].astype("float64").groupby([taught[c] for c in _CANDIDATE], sort=False)
@@ -190,8 +201,8 @@ def _by_objective(part: pd.DataFrame, stages: pd.DataFrame | None, combine: Comb
     if way != "rank" and "objective" in part and part["objective"].notna().any():
         return part["objective"]
     if not weights:
-        scored = "valid_accuracy" not in part or part["valid_accuracy"].isna().all()
-        weights = dict.fromkeys(families(score_columns(part)) if scored else ["valid_accuracy"], 1.0)
+        names = families(score_columns(part)) if only_scores(part) else ["valid_accuracy"]
+        weights = dict.fromkeys(names, 1.0)
     of = json.loads(row["ensemble"]) if row is not None and pd.notna(row["ensemble"]) else None
     return _weighted(part, weights, way, of)
 
@@ -204,7 +215,7 @@ def _weighted(
     Args:
         of: the scores of the ensembles that the weights name; default: all.
     """
-    scores_only = "valid_accuracy" not in table or table["valid_accuracy"].isna().all()
+    scores_only = only_scores(table)
     if not set(ENSEMBLES).isdisjoint(weights):
         table = table.join(ensemble(table, of))
     signed: dict[str, float] = {}

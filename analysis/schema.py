@@ -9,6 +9,14 @@ from pandas.api import types
 Direction = Literal["higher", "lower", "none"]
 Role = Literal["identity", "cost", "result"]
 
+SIZES = ("params", "flops")
+"""The controls: a score that does not foretell more than they do has found nothing."""
+
+ENSEMBLES = {
+    "ensemble.rank": "The mean normalised rank among the stage's candidates, over the scores of the stage's `ensemble`",
+    "ensemble.vote": "The share of the other candidates that it beats by a majority of those scores (arXiv:2101.08134)",
+}
+
 LAYOUT = 2
 """Version of these columns; tables that were written with another one are computed anew from the ledger."""
 
@@ -103,7 +111,7 @@ PREFIXES = (
 # Last words of metric names of which less is better, for metrics that are not listed above.
 _LOWER_WORDS = frozenset({"loss", "error", "seconds", "ms", "bytes", "kl", "ece", "nll", "brier", "std"})
 # What tables of this package add to the columns of trials.
-_DERIVED = frozenset({"rank", "score", "seeds", "ensemble.rank", "ensemble.vote", "combined"})
+_DERIVED = frozenset({"rank", "score", "seeds", "combined", *ENSEMBLES})
 _BY_NAME = {column.name: column for column in (*EPOCHS, *TRIALS)}
 
 
@@ -147,6 +155,11 @@ def score_columns(frame: pd.DataFrame, empty: bool = False) -> list[str]:
         and not name.endswith(derived)
         and (empty or frame[name].notna().any())
     ]
+
+
+def only_scores(frame: pd.DataFrame) -> bool:
+    """Whether no row of a table was distilled."""
+    return "valid_accuracy" not in frame or bool(frame["valid_accuracy"].isna().all())
 
 
 def number_columns(frame: pd.DataFrame) -> list[str]:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.errors import BadInput, unknown
 from analysis.ranking import FINISHED, candidates
-from analysis.schema import is_setting, score_columns
+from analysis.schema import SIZES, is_setting, score_columns
 from analysis.sources import Source, completed, is_summary, trials_of
 
 
@@ -33,9 +33,7 @@ def load_scores(source: Source, stage: str | None = None) -> pd.DataFrame:
     keys = ["run", "stage", "proposal"]
     table = candidates(trials.assign(**trials.groupby("hash", sort=False)[keys].transform("first")))
     scores = [name for column in score_columns(trials) for name in (column, f"{column}_std")]
-    sizes = [
-        c for c in ("params", "flops", "bytes", "latency_ms") if c in ("params", "flops") or table[c].notna().any()
-    ]
+    sizes = [*SIZES, *(c for c in ("bytes", "latency_ms") if table[c].notna().any())]
     settings = [c for c in table.columns if is_setting(c)]
     front = ["run", "stage", "proposal", "hash", "seeds", "status", "epochs"]
     return table[[*front, "arch", *settings, *sizes, *scores, "reasons"]]
@@ -48,7 +46,7 @@ def score_trials(source: Source, stage: str | None = None) -> pd.DataFrame:
         raise unknown("stage of scores", stage, dict.fromkeys(trials["stage"]))
     trials = trials[trials["status"].isin(FINISHED) & (trials["stage"].eq(stage) if stage is not None else True)]
     if not score_columns(trials):
-        raise BadInput(f"{_name(source)} holds no score without training")
+        raise BadInput(f"{_name(source)} holds {_nothing(trials)}")
     return trials
 
 
@@ -96,6 +94,14 @@ def _gap(part: pd.DataFrame, score: str, why: list[str | None]) -> tuple[int, st
     # Sorted, so that of equally common ones it is always the same.
     common = Counter(sorted(reasons.values())).most_common(1)
     return part["hash"][lacking].nunique(), common[0][0] if common else None
+
+
+def _nothing(trials: pd.DataFrame) -> str:
+    """What a table without scores holds; where they could not be computed, with a reason."""
+    for reasons in trials["reasons"].dropna():
+        score, reason = next(iter(json.loads(reasons).items()))
+        return f"no value of any score; {score}: {reason}"
+    return "no score without training"
 
 
 def _name(source: Source) -> str:

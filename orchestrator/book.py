@@ -245,7 +245,7 @@ class Book:
         return "completed"
 
     def value(self, proposal: int) -> float | None:
-        """A proposal's objective, averaged over its seeds; None while it is not known."""
+        """A proposal's objective, averaged over its seeds; None while it is not known, or has no term."""
         if self._values is None:
             self._values = self._ranked() if self.combine == "rank" else self._summed()
         value = self._values.get(proposal)

@@ -54,7 +54,7 @@ def _table(module: str, name: str, described: Callable[[Any], Any]) -> Callable[
 
 
 def _scores() -> dict[str, str]:
-    from orchestrator.checks import ENSEMBLES
+    from analysis.schema import ENSEMBLES
 
     return {**_table("trainables.scores", "SCORES", lambda entry: entry.function)(), **ENSEMBLES}
 

@@ -4,23 +4,17 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
-
+from analysis.schema import ENSEMBLES, SIZES
 from orchestrator import samplers, schedulers
-from orchestrator.recipe import Recipe, StageSpec, domains_in, resolved
+from orchestrator.recipe import Recipe, StageSpec, domains_in, drawn
 from spaces import BadInput, Space, unknown
 from spaces.seeding import generator
-from spaces.space import sample
 from trainables import losses, scores
 from trainables.curriculum import Augment
 from trainables.fit import OptimizerConfig
 
-COSTS = ("params", "flops", "bytes")
+COSTS = (*SIZES, "bytes")
 METRICS = ("valid_accuracy", "teacher_similarity", "agreement", "kl", "cka", "rdm", "teacher_guidance")
-ENSEMBLES = {
-    "ensemble.rank": "The mean normalised rank among the stage's candidates, over the scores of the stage's `ensemble`",
-    "ensemble.vote": "The share of the other candidates that it beats by a majority of those scores (arXiv:2101.08134)",
-}
 
 
 def check_stage(stage: StageSpec, space: Space, recipe: Recipe) -> None:
@@ -55,7 +49,7 @@ def _check_scores(stage: StageSpec, recipe: Recipe) -> None:
         if stage.teacher == "random":
             raise BadInput("teacher: random needs a teacher; the recipe has none")
     _check_objective(stage, (*scores.terms_of(named), *ENSEMBLES))
-    if set(stage.objective or ()) & set(ENSEMBLES) and not (stage.ensemble or set(named) - {"params", "flops"}):
+    if set(stage.objective or ()) & set(ENSEMBLES) and not (stage.ensemble or set(named) - set(SIZES)):
         raise BadInput("an ensemble takes scores other than params and flops, unless the stage's `ensemble` names them")
 
 
@@ -102,8 +96,3 @@ def _settings_of(kind: type, what: str, given: Mapping[str, Any]) -> None:
         kind(**given)
     except TypeError as error:
         raise BadInput(f"{what}: {error}") from error
-
-
-def drawn(stage: StageSpec, rng: np.random.Generator) -> dict[str, Any]:
-    """A stage's settings with a value for each domain."""
-    return resolved(stage.settings(), sample(domains_in(stage.settings()), rng))

@@ -66,8 +66,8 @@ def score(
 ) -> None:
     """Score students without training any; which ones says the recipe's first score stage, --all or --arch."""
     overrides = dict(_assignment(text) for text in set_ or [])
-    archs = [dict(_assignment(part, "--arch") for part in text.split(",")) for text in arch or []]
-    names = [part.strip() for part in scores.split(",")] if scores else None
+    archs = [_architecture(text) for text in arch or []]
+    names = [part.strip() for part in scores.split(",")] if scores is not None else None
     from orchestrator import launch
 
     how = {"every": every, "archs": archs, "scores": names, "seeds": seeds, "trials": trials}
@@ -116,7 +116,8 @@ def rank(
     ranked = results if results is not None else analysis.load_scores(path)
     table = analysis.rank(ranked, by=_weights(by), where=where, stage=stage, top=top)
     if output == "table":
-        show.console().print(show.ranking(results, table), highlight=False)
+        notes = show.lacking(results if results is not None else path)
+        show.console().print(show.ranking(results, table, notes), highlight=False)
     else:
         text = table.to_csv(index=False) if output == "csv" else table.to_json(orient="records", lines=True)
         typer.echo(text, nl=False)
@@ -147,7 +148,7 @@ def _present(results: Any) -> None:
         shown = show.scores(results, analysis.rank_scores(results))
         lies, then = f"its table in {results.path / 'scores.parquet'}", f"{results.path / 'scores.parquet'} --top 20"
     else:
-        shown = show.ranking(results, analysis.rank(results))
+        shown = show.ranking(results, analysis.rank(results), show.lacking(results))
         lies = f"its best student in {results.path / 'best'}"
         then = f"{results.path} --by valid_accuracy --where 'params < 10000'"
     out = show.console()
@@ -167,6 +168,16 @@ def _assignment(text: str, option: str = "--set") -> tuple[str, Any]:
         return path.strip(), yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise BadInput(f"{option} {path}: {value!r} is no YAML value") from error
+
+
+def _architecture(text: str) -> dict[str, Any]:
+    from spaces.errors import BadInput
+
+    choices = [_assignment(part, "--arch") for part in text.split(",")]
+    names = [name for name, _ in choices]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise BadInput(f"--arch {text}: {twice[0]!r} stands twice")
+    return dict(choices)
 
 
 def _weights(text: str | None) -> str | dict[str, float] | None:

@@ -3,12 +3,15 @@
 import logging
 import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from ray.exceptions import RayTaskError
 
 import analysis
 from orchestrator import cluster
@@ -50,14 +53,36 @@ def launch_scores(
     progress: bool | None,
 ) -> analysis.Results:
     """See `orchestrator.score`; `how` is what `scoring.reduced` takes."""
-    if output is not None and (output.is_dir() or not output.resolve().parent.is_dir()):
-        raise BadInput(f"--output {output} can be no file: give a name in a folder that exists")
-    loaded = recipe if isinstance(recipe, Recipe) and not overrides else _with(recipe, overrides)
-    results = launch(reduced(loaded, **how), {}, storage, name, address, progress)
     if output is not None:
-        with replacing(output) as temporary:
-            shutil.copyfile(results.path / SCORES, temporary)
+        _check_writable(output)
+    loaded = recipe if isinstance(recipe, Recipe) and not overrides else _with(recipe, overrides)
+    try:
+        results = launch(reduced(loaded, **how), {}, storage, name, address, progress)
+    except RunFailed as error:
+        if output is None:
+            raise
+        raise RunFailed(f"{error}; then copy its {SCORES} to {output}") from error
+    if output is not None:
+        _copy(results.path / SCORES, output)
     return results
+
+
+def _check_writable(output: Path) -> None:
+    try:
+        if output.is_dir():
+            raise IsADirectoryError
+        with tempfile.NamedTemporaryFile(dir=output.resolve().parent):
+            pass
+    except OSError as error:
+        raise BadInput(f"--output {output} can be no file: give a name in a folder that can be written to") from error
+
+
+def _copy(table: Path, output: Path) -> None:
+    try:
+        with replacing(output) as temporary:
+            shutil.copyfile(table, temporary)
+    except OSError as error:
+        raise RunFailed(f"{output}: {error.strerror}; the run has ended well, and its table is {table}") from error
 
 
 def take_up(path: Path, address: str | None, progress: bool | None) -> analysis.Results:
@@ -87,6 +112,9 @@ def _execute(run: Run, search: Search, progress: bool | None) -> analysis.Result
         if error.errno is None:
             raise
         raise RunFailed(f"{run.path}: {error.strerror}; go on once that is mended: dux resume {run.path}") from error
+    except BadInput as error:  # only now: a builder that fails for some architectures, a teacher that is not there
+        said = error.cause if isinstance(error, RayTaskError) else error
+        raise RunFailed(f"{said}; mend it in {run.path} and go on: dux resume {run.path}") from error
     return analysis.load(run.path)
 
 

@@ -14,11 +14,11 @@ import torch
 import spaces
 from orchestrator import schedulers
 from orchestrator.book import Book, Proposal, Proposer
-from orchestrator.checks import check_stage, drawn
+from orchestrator.checks import check_stage
 from orchestrator.feasible import Feasible
 from orchestrator.ledger import Event, Ledger
 from orchestrator.proposers import PopulationProposer, SearchProposer, rivals_of
-from orchestrator.recipe import Recipe, SpaceSpec, StageSpec, TeacherSpec
+from orchestrator.recipe import Recipe, SpaceSpec, StageSpec, TeacherSpec, drawn
 from orchestrator.run_directory import Run, RunFailed
 from orchestrator.stage import Interrupted, StageFailed, StageRun, stage_folder
 from spaces import BadInput, Space, own
@@ -204,8 +204,9 @@ def _joined_by_rivals(
 
 
 def _note(run: Run, stage: StageSpec, text: str) -> None:
-    """Note something in the ledger, once."""
-    if not any(event["event"] == "note" and event["text"] == text for event in run.events()):
+    """Note something of a stage in the ledger, once."""
+    noted = {(event["stage"], event["text"]) for event in run.events() if event["event"] == "note"}
+    if (stage.name, text) not in noted:
         run.ledger.append("note", stage=stage.name, text=text)
 
 

@@ -5,11 +5,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from spaces.domains import from_config, is_domain_config
 from spaces.errors import BadInput, unknown
+from spaces.space import sample
 from trainables.scores import SCORES
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -154,6 +156,9 @@ class StageSpec(_Model):
         entries = [{entry: {}} if isinstance(entry, str) else entry for entry in value]
         if not all(isinstance(entry, dict) and len(entry) == 1 for entry in entries):
             raise ValueError("a score is a name, or a name with its settings")
+        names = [name for entry in entries for name in entry]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"score {twice[0]!r} stands twice")
         return {name: settings or {} for entry in entries for name, settings in entry.items()}
 
     @model_validator(mode="after")
@@ -171,12 +176,7 @@ class StageSpec(_Model):
 
     def settings(self) -> dict[str, Any]:
         """Losses, optimiser, batch size and augmentation; domains where something is searched."""
-        return {
-            "losses": self.losses,
-            "optimizer": self.optimizer,
-            "batch_size": self.batch_size,
-            "augment": self.augment,
-        }
+        return {name: getattr(self, name) for name in DEFAULTS}
 
 
 DEFAULTS: dict[str, Any] = {
@@ -232,6 +232,8 @@ class Recipe(_Model):
         for before, stage in zip([None, *self.stages], self.stages, strict=False):
             if stage.rivals and (before is None or before.trial != "score" or stage.scheduler.name == "pbt"):
                 raise ValueError(f"stage {stage.name!r}: rivals stand beside the survivors of a score stage before it")
+            if stage.rivals and stage.trials is not None:
+                raise ValueError(f"stage {stage.name!r}: rivals and survivors are all distilled: give no trials")
         if self.student is not None and self.students is not None:
             raise ValueError("give either student or students")
         return self
@@ -325,6 +327,11 @@ def resolved(settings: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str
 
     filled: dict[str, Any] = fill(settings, "")
     return filled
+
+
+def drawn(stage: StageSpec, rng: np.random.Generator) -> dict[str, Any]:
+    """A stage's settings with a value for each domain."""
+    return resolved(stage.settings(), sample(domains_in(stage.settings()), rng))
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

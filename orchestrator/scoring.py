@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.checks import ENSEMBLES
+from analysis.schema import ENSEMBLES
+from orchestrator.checks import COSTS
 from orchestrator.pipeline import space_of
-from orchestrator.recipe import Recipe, StageSpec
+from orchestrator.recipe import Recipe, StageSpec, applicable
 from orchestrator.samplers.grid import LARGEST
 from spaces import BadInput
 from trainables import scores as score_table
@@ -21,23 +22,29 @@ def reduced(
     seeds: int | None = None,
     trials: int | None = None,
 ) -> Recipe:
-    """The recipe as a score stage alone: its first one, or one of every score that applies.
+    """The recipe as a score stage alone: its first one; without one, a stage of `scores`, or of all that apply.
 
     Args:
         every: score each architecture of the space that is within the limits, once.
         archs: score these. With neither, the stage proposes its candidates as it would in a search.
-        scores: instead of the stage's. An objective that names others gives way to the mean rank over these.
+        scores: instead of the stage's, with the settings that it has for them; `["all"]`: all that apply. An
+            objective that names others gives way to the mean rank over these.
         seeds, trials: instead of the stage's.
 
     Raises:
-        BadInput: both `every` and `archs`, no way to know which candidates, or what `Recipe.parse` refuses.
+        BadInput: two ways to say which candidates, or none; no score; or what `Recipe.parse` refuses.
     """
     if every and archs:
         raise BadInput("--all scores every student, --arch those that are given: take one of them")
+    if trials and (every or archs):
+        raise BadInput(f"--trials {trials} does not go with --{'all' if every else 'arch'}, which says which students")
+    if scores is not None and not any(scores):
+        raise BadInput("--scores takes names of scores, as in snip,nwot, or all; none is given")
+    names = applicable(recipe.teacher is not None) if scores is not None and list(scores) == ["all"] else scores
     found = next((stage for stage in recipe.stages if stage.trial == "score"), None)
     if found is None and not (every or archs or trials or recipe.given):
         raise BadInput(f"recipe {recipe.name!r} has no score stage: say which students, by --all, --arch or --trials")
-    stage = _stage(found, scores)
+    stage = _stage(found, names)
     if every:
         stage |= {"sampler": "grid", "trials": None}
     if archs:
@@ -60,11 +67,12 @@ def _stage(found: StageSpec | None, scores: Sequence[str] | None) -> dict[str, A
     if scores is None:
         return stage
     settings = found.scores or {}
-    stage["scores"] = "all" if list(scores) == ["all"] else {name: settings.get(name, {}) for name in scores}
-    known = {*scores, *ENSEMBLES, *(term for name in scores if name in score_table.SCORES
-                                    for term in score_table.SCORES[name].terms)}  # fmt: skip
-    for key in ("objective", "pareto", "ensemble"):
-        if not set(stage.get(key) or ()) <= known:
+    # A list: where a name stands twice the recipe says so.
+    stage["scores"] = [{name: settings.get(name, {})} for name in scores]
+    terms = {term for name in scores if name in score_table.SCORES for term in score_table.SCORES[name].terms}
+    known = {*scores, *terms}
+    for key, names in {"objective": known | {*ENSEMBLES}, "pareto": known | {*COSTS}, "ensemble": {*scores}}.items():
+        if not set(stage.get(key) or ()) <= names:
             del stage[key]
     return stage
 

@@ -3,7 +3,8 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,11 +16,12 @@ import analysis
 from analysis.schema import score_columns
 
 
-def ranking(results: analysis.Results | None, table: pd.DataFrame) -> RenderableType:
+def ranking(results: analysis.Results | None, table: pd.DataFrame, notes: Iterable[str] = ()) -> RenderableType:
     """The ranked students, with the teacher and the cost below; students that are only scored, with their scores.
 
     Args:
         results: the run's; None for a table of scores that lies by itself.
+        notes: lines that stand below.
     """
     if table.empty:
         return Text("no student has finished, or none is within --where")
@@ -30,22 +32,35 @@ def ranking(results: analysis.Results | None, table: pd.DataFrame) -> Renderable
         columns += [(name, (name, f"{name}_std"), "") for name in score_columns(table)]
     if "rival" not in set(table.get("origin", ())):
         columns = [column for column in columns if column[0] != "from"]
-    teacher = results.teacher.get("name") if results else None
-    shown = Table(title=f"students of {teacher or 'no teacher'}", title_justify="left")
+    of = f" of {results.teacher.get('name') or 'no teacher'}" if results else ""
+    shown = Table(title=f"students{of}", title_justify="left")
     for title, _, style in columns:
         shown.add_column(title, justify="left" if title in ("student", "from", "with") else "right", style=style)
     for _, row in table.iterrows():
         shown.add_row(*[_cell(title, names, row) for title, names, _ in columns])
     lines = [*_teacher_line(results), *_cost_lines(results, table)] if results else []
-    return Group(shown, *[Text(line) for line in lines])
+    return Group(shown, *[Text(line) for line in (*lines, *notes)])
 
 
 def scores(results: analysis.Results, table: pd.DataFrame, top: int = 10) -> RenderableType:
     """The best of a run that only scored, why values are missing, how many there are, and what they cost."""
-    lines = [f"{row['score']}: no value for {row['missing']:,} of {row['candidates']:,}: {row['reason']}"
-             for row in analysis.missing(results).to_dict("records") if row["missing"]]  # fmt: skip
-    lines.append(f"the best {min(top, len(table))} of {len(table):,} students by {_objective(results)}")
-    return Group(ranking(results, table.head(top)), *[Text(line) for line in lines])
+    line = f"the best {min(top, len(table))} of {len(table):,} students by {_objective(results)}"
+    if table["score"].isna().all():
+        line = f"none of {len(table):,} students has a value of the {_objective(results)}"
+    return ranking(results, table.head(top), [*lacking(results), line])
+
+
+def lacking(source: analysis.Results | Path) -> list[str]:
+    """A line for each score that some candidate has no value of, with the commonest reason."""
+    try:
+        table = analysis.missing(source)
+    except analysis.BadInput:  # nothing was scored
+        return []
+    return [
+        f"{row['score']}: no value for {row['missing']:,} of {row['candidates']:,}: {row['reason']}"
+        for row in table.to_dict("records")
+        if row["missing"]
+    ]
 
 
 def _objective(results: analysis.Results) -> str:
@@ -81,11 +96,11 @@ def student_name(arch: str | Mapping[str, Any]) -> str:
         rows.setdefault(numbered[1] if numbered else name, []).append(name)
     if not any(len(names) > 2 for names in rows.values()):
         return " ".join(f"{name}={value}" for name, value in values.items())
-    parts = []
+    parts: list[str] = []
     for stem, names in rows.items():
         chosen = [str(values[name]) for name in names]
         if len(names) > 2:
-            parts += [] if stem == "depth" else [stem]  # depths speak for themselves
+            parts += [] if stem == "depth" and not parts else [stem]  # depths that come first speak for themselves
             parts.append(("" if set(chosen) <= {"0", "1"} else "-").join(chosen))
         else:
             parts += [f"{name} {value}" for name, value in zip(names, chosen, strict=True)]
@@ -140,8 +155,8 @@ def _teacher_line(results: analysis.Results) -> list[str]:
     metrics = teacher.get("metrics") or {}
     accuracies = [f"{split} {100 * metrics[f'{split}_accuracy']:.2f} %" for split in ("valid", "test")
                   if metrics.get(f"{split}_accuracy") is not None]  # fmt: skip
-    counted = f"{teacher['params']:,} params, {_metric(teacher['flops'])} FLOPs"
-    return [f"teacher {teacher['name']}: {counted}, {', '.join(accuracies)}"]
+    counted = (f"{teacher['params']:,} params", f"{_metric(teacher['flops'])} FLOPs")
+    return [f"teacher {teacher['name']}: {', '.join([*counted, *accuracies])}"]
 
 
 def _cost_lines(results: analysis.Results, table: pd.DataFrame) -> list[str]:

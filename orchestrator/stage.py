@@ -48,7 +48,7 @@ class StageRun:
 
         Raises:
             Interrupted: by Ctrl-C.
-            StageFailed: every trial failed.
+            StageFailed: nobody can go on; see `survivors`.
         """
         slots = self.slots()
         started = time.monotonic()
@@ -62,12 +62,7 @@ class StageRun:
             raise
         if self.book.unfinished():
             raise Interrupted
-        best = self.book.best()
-        if not best:
-            raise StageFailed(
-                f"stage {self.spec.name!r}: all {len(self.book.trials)} trials failed; {self._commonest()}"
-            )
-        self.book.keep(best[: self.spec.keep] if self.spec.keep else best)
+        self.book.keep(survivors(self.book, self.last))
         self.book.close(seconds=time.monotonic() - started, slots=slots)
 
     def slots(self) -> int:
@@ -141,9 +136,27 @@ class StageRun:
                 checkpoint_path(self.context.folder, trial.number).unlink(missing_ok=True)
         self.on_change()
 
-    def _commonest(self) -> str:
-        reasons = [trial.reason or "no reason was given" for trial in self.book.trials.values()]
-        return max(set(reasons), key=reasons.count)
+
+def survivors(book: Book, last: bool) -> list[int]:
+    """The proposals of a stage that go on, best first. Scores at the end may have no value: they are what was asked.
+
+    Raises:
+        StageFailed: there is none, with the commonest reason.
+    """
+    best = book.best()
+    if best or (last and book.stage.trial == "score" and book.count("completed")):
+        return best[: book.stage.keep]
+    what = f"all {len(book.trials)} trials failed"
+    if book.count("completed"):
+        what = f"no candidate has a value of the objective ({', '.join(book.weights)})"
+    reasons = sorted(filter(None, map(_why, book.trials.values()))) or ["no reason was given"]
+    raise StageFailed(f"stage {book.stage.name!r}: {what}; {max(reasons, key=reasons.count)}")
+
+
+def _why(trial: Trial) -> str:
+    """Why a trial came to nothing, where it did."""
+    scores = trial.reports[-1].get("reasons", {}) if trial.reports else {}
+    return trial.reason or "; ".join(f"{name}: {text}" for name, text in scores.items())
 
 
 def quiet() -> None:

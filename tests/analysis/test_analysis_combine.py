@@ -1,5 +1,6 @@
 """Several scores as one: ranks averaged and votes counted, by hand and by brute force."""
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -34,13 +35,15 @@ def _frame(columns: list[list[int | None]]) -> pd.DataFrame:
         ([[1, 2, 3], [3, 2, 1]], [1 / 2, 1 / 2, 1 / 2], [1 / 2, 1 / 2, 1 / 2]),
         # The first score does not know A, the second knows A only: draws between A and each other.
         ([[None, 1, 2], [3, None, None]], [1 / 2, 1 / 4, 3 / 4], [1 / 2, 1 / 4, 1 / 2]),
+        # Nobody knows A, so it stands nowhere; both others beat it and are even: each prefers one of them.
+        ([[None, 1, 2], [None, 3, None]], [math.nan, 3 / 4, 3 / 4], [math.nan, 3 / 4, 1 / 2]),
         ([[5]], [1], [1]),
     ],
 )
 def test_votes_and_ranks_by_hand(scores: list[list[int | None]], votes: list[float], ranks: list[float]) -> None:
     both = ensemble(_frame(scores))
-    assert both["ensemble.vote"].tolist() == pytest.approx(votes)
-    assert both["ensemble.rank"].tolist() == pytest.approx(ranks)
+    assert both["ensemble.vote"].tolist() == pytest.approx(votes, nan_ok=True)
+    assert both["ensemble.rank"].tolist() == pytest.approx(ranks, nan_ok=True)
 
 
 @given(TABLES)
@@ -52,7 +55,8 @@ def test_votes_are_those_of_brute_force(columns: list[list[int | None]]) -> None
     for mine, found in zip(filled, ensemble(frame, frame.columns)["ensemble.vote"], strict=True):
         margins = [int((mine > other).sum()) - int((mine < other).sum()) for other in filled]
         beaten = sum(1.0 if m > 0 else 0.5 if m == 0 else 0.0 for m in margins) - 0.5
-        assert found == pytest.approx(beaten / (count - 1) if count > 1 else 1.0)
+        wanted = beaten / (count - 1) if count > 1 else 1.0
+        assert found == pytest.approx(math.nan if np.isinf(mine).all() else wanted, nan_ok=True)
 
 
 @given(TABLES, st.sampled_from([np.exp, np.cbrt, lambda x: 3 * x - 7]), st.randoms(use_true_random=False))
@@ -60,7 +64,8 @@ def test_votes_are_those_of_brute_force(columns: list[list[int | None]]) -> None
 def test_only_the_order_of_values_counts_and_not_that_of_rows(columns: Any, bend: Any, random: Any) -> None:
     frame = _frame(columns)
     both = ensemble(frame, frame.columns)
-    assert both.stack().between(0, 1).all()
+    assert both.dropna().stack().between(0, 1).all()
+    assert both.isna().all(axis=1).tolist() == both.isna().any(axis=1).tolist() == frame.isna().all(axis=1).tolist()
     pd.testing.assert_frame_equal(ensemble(bend(frame), frame.columns), both)
     rows = random.sample(range(len(frame)), len(frame))
     pd.testing.assert_frame_equal(ensemble(frame.iloc[rows], frame.columns), both.iloc[rows])
@@ -71,11 +76,13 @@ def test_only_the_order_of_values_counts_and_not_that_of_rows(columns: Any, bend
 def test_the_vote_of_one_score_is_its_own_order(columns: list[list[int | None]]) -> None:
     frame = _frame(columns[:1])
     both = ensemble(frame, ["s0"])
-    ordered = frame["s0"].fillna(-np.inf).sort_values().index
+    assert both.isna().all(axis=1).tolist() == frame["s0"].isna().tolist()
+    both, frame = both.dropna(), frame.dropna()
+    ordered = frame["s0"].sort_values().index
     for lower, higher in pairwise(ordered):
-        step = frame["s0"].fillna(-np.inf)[higher] > frame["s0"].fillna(-np.inf)[lower]
+        step = frame["s0"][higher] > frame["s0"][lower]
         assert (both.loc[higher] > both.loc[lower]).tolist() == [step, step]
-    if frame["s0"].notna().all():
+    if len(frame) == len(columns[0]):
         assert both["ensemble.vote"].tolist() == pytest.approx(both["ensemble.rank"].tolist())
 
 
@@ -107,6 +114,12 @@ def test_equal_means_are_equal_whatever_they_were_added_up_from() -> None:
     frame.columns = [f"{side}{i}" for side, i in frame.columns]
     assert set(combine_ranks(frame, dict.fromkeys(frame.columns, 1.0))) == {0.5}
     assert set(ensemble(frame)["ensemble.vote"]) == {0.5}
+
+
+def test_a_row_without_a_value_of_any_term_that_counts_has_none() -> None:
+    frame = pd.DataFrame({"a": [1.0, math.nan, 2.0], "b": [math.nan, 5.0, 3.0]})
+    assert combine_ranks(frame, {"a": 1.0, "b": 0.0}).tolist() == pytest.approx([1 / 2, math.nan, 1], nan_ok=True)
+    assert combine_ranks(frame, {"a": 1.0, "b": 1.0}).tolist() == pytest.approx([1 / 4, 1 / 2, 3 / 4])
 
 
 def test_bad_arguments() -> None:

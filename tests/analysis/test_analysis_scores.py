@@ -146,3 +146,53 @@ def test_no_scores(function: Any, new_run: Callable[..., Any]) -> None:
     for table in (results.trials, analysis.rank(results)):
         with pytest.raises(BadInput, match="the table holds no score"):
             function(table)
+
+
+def _scored(new_run: Callable[..., Any], objective: dict[str, float], **scores: list[float | None]) -> Any:
+    """A run of scores; what is None could not be computed."""
+    run = new_run()
+    run.stage("score", 1, "score", objective=objective, combine="rank", epochs=None)
+    for number, values in enumerate(zip(*scores.values(), strict=True)):
+        known = dict(zip(scores, values, strict=True))
+        run.trial("score", number, number + 1)
+        reasons = {name.replace("__", "."): "takes any" for name, value in known.items() if value is None}
+        run.score("score", number, reasons, **known)
+        run.end("score", number)
+    return run
+
+
+@pytest.mark.parametrize("function", [analysis.rank, analysis.rank_scores])
+def test_a_score_that_nobody_has_leaves_the_ranking_to_the_others(function: Any, new_run: Callable[..., Any]) -> None:
+    nobody: list[float | None] = [None] * 3
+    run = _scored(new_run, {"d": 1.0, "nwot": 1.0}, d__x=nobody, d__y=nobody, nwot=[1.0, 3.0, 2.0])
+    table = function(analysis.load(run.path))
+    assert table["arch.width"].tolist() == [2, 3, 1]
+    assert table["score"].tolist() == [0.5, 0.25, 0.0]
+    assert function(run.path, by="d")["score"].isna().all()
+    missing = analysis.missing(run.path).set_index("score")
+    assert missing.loc["d.x", ["missing", "reason"]].tolist() == [3, "takes any"]
+
+
+def test_where_no_score_has_a_value_nobody_is_ranked(new_run: Callable[..., Any]) -> None:
+    run = _scored(new_run, {"nwot": 1.0}, nwot=[None, None])
+    table = analysis.rank(analysis.load(run.path))
+    assert (table["rank"].tolist(), table["score"].isna().tolist()) == ([1, 1], [True, True])
+    analysis.write_tables(run.path)
+    for source in (run.path, run.path / "trials.parquet"):
+        with pytest.raises(BadInput, match="holds no value of any score; nwot: takes any"):
+            analysis.load_scores(source)
+
+
+def test_a_candidate_without_a_value_is_last_and_has_no_score(new_run: Callable[..., Any]) -> None:
+    run = _scored(new_run, {"nwot": 1.0}, nwot=[1.0, None, 0.5], snip=[1.0, 9.0, 1.0])
+    table = analysis.rank_scores(run.path)
+    assert table["arch.width"].tolist() == [1, 3, 2]
+    assert table["score"].isna().tolist() == [False, False, True]
+
+
+def test_what_can_be_ranked_by_are_scores_and_sizes(new_run: Callable[..., Any]) -> None:
+    run = _scored(new_run, {"nwot": 1.0}, nwot=[1.0, 2.0], snip=[1.0, 9.0])
+    analysis.write_tables(run.path)
+    for source in (run.path, run.path / "trials.parquet", analysis.load_scores(run.path)):
+        with pytest.raises(BadInput, match=r"did you mean 'nwot'\? known: nwot, snip, params, flops$"):
+            analysis.rank(source, by="nwto")

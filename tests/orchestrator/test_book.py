@@ -16,6 +16,7 @@ from orchestrator import schedulers
 from orchestrator.book import Book, Proposal
 from orchestrator.ledger import Ledger
 from orchestrator.recipe import Recipe, StageSpec
+from orchestrator.stage import StageFailed, survivors
 
 ASHA = {"name": "asha", "min_epochs": 1, "reduction_factor": 2}
 
@@ -283,6 +284,36 @@ def test_a_score_that_nobody_has_ranks_nobody(make_book):
     book.propose(proposal(1, until=0))
     finish(book, 0, epoch=0, snip=None, params=3.0)
     assert book.value(0) == 0.5
+
+
+def test_who_has_no_value_of_any_term_does_not_go_on(make_book):
+    book = make_book(trial="score", scores=["snip", "params"], objective={"snip": 1}, keep=2)
+    for width, snip in enumerate([None, 2.0, None]):
+        book.propose(proposal(width, until=0))
+        finish(book, width, epoch=0, snip=snip, params=3.0)
+    assert [book.value(p) for p in range(3)] == [None, 1.0, None]
+    assert survivors(book, last=False) == survivors(book, last=True) == [1]
+
+
+@pytest.mark.parametrize("objective", [{"snip": 1}, {"ensemble.vote": 1}])
+def test_where_nobody_has_a_value_the_stage_fails_unless_it_is_the_last(make_book, objective):
+    book = make_book(trial="score", scores=["snip"], objective=objective)
+    for width, why in enumerate(["rare", "common", "common"]):
+        book.propose(proposal(width, until=0))
+        book.report(width, 0, {"snip": None}, seconds=0.1, worker="w:1", reasons={"snip": why})
+        book.end(width, "completed")
+    assert survivors(book, last=True) == []
+    with pytest.raises(StageFailed, match=r"no candidate has a value of the objective .*; snip: common$"):
+        survivors(book, last=False)
+
+
+def test_where_all_failed_nobody_goes_on(make_book):
+    for kind in ({"trial": "score", "scores": ["snip"]}, {}):
+        book = make_book(**kind)
+        book.propose(proposal(1))
+        book.end(0, "failed", "out of memory")
+        with pytest.raises(StageFailed, match="all 1 trials failed; out of memory"):
+            survivors(book, last=True)
 
 
 def dominates(a: tuple, b: tuple) -> bool:

@@ -6,14 +6,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import spaces
+from analysis.schema import ENSEMBLES
 from orchestrator import cli
 from orchestrator.catalogue import CATALOGUE
-from orchestrator.checks import ENSEMBLES
 from orchestrator.recipe import Recipe
 from orchestrator.run_directory import Run, RunFailed
 from spaces import Task
@@ -184,6 +185,23 @@ def test_a_run_without_students_has_no_ranking(dux, tmp_path):
     assert (said.code, said.out) == (0, "no student has finished, or none is within --where\n")
     assert "unknown format 'xml'; known: csv, json, table" in dux("rank", tmp_path / "a", "--format", "xml").complaint()
     assert "--by takes" in dux("rank", tmp_path / "a", "--by", "params=few").complaint()
+
+
+def test_a_table_of_scores_by_itself_is_of_no_run(dux, tmp_path):
+    table = pd.DataFrame({"hash": ["a", "b"], "nwot": [1.0, None], "arch": ['{"width": 2}', '{"width": 4}']})
+    table.assign(reasons=[None, '{"nwot": "no ReLU"}']).to_parquet(tmp_path / "table.parquet")
+    said = dux("rank", tmp_path / "table.parquet")
+    assert (said.code, said.err) == (0, "")
+    assert said.out.splitlines()[0].strip() == "students"
+    assert said.out.splitlines()[-1] == "nwot: no value for 1 of 2: no ReLU"
+
+
+def test_a_teacher_without_metrics_is_shown_without_them(dux, tmp_path):
+    with Run.create(Recipe.load("quickstart"), tmp_path, "a") as run:
+        run.ledger.append(
+            "teacher", name="resnet", source="random", seconds=0.0, sha256="", params=10, flops=20, metrics={}
+        )
+    assert "teacher resnet: 10 params, 20 FLOPs\n" in dux("status", tmp_path / "a").out
 
 
 # What it says where all is well

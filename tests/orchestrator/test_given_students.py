@@ -50,6 +50,7 @@ def test_one_student_is_a_list_of_one():
     ({"students": [CELL, {**CELL, "edge_0_1": "conv"}]}, "edge_0_1='conv' is not in"),
     ({"students": [CELL], "limits": {"params": 10}}, "is over the limits: params"),
     ({"stages": [DISTILL | {"trials": 1, "rivals": {"count": 2}}]}, "rivals stand beside the survivors"),
+    ({"stages": [{**SCORE, "trials": 3, "keep": 1}, DISTILL | {"rivals": {"count": 2}, "trials": 1}]}, "no trials"),
     ({"stages": [{**SCORE, "rivals": {"count": 2}}]}, "a score stage takes no rivals"),
     ({"stages": [{**SCORE, "trials": 3, "keep": 1}, DISTILL | {"rivals": {"count": 2, "wihin": 1}}]}, "mean 'within'?"),
     ({"stages": [DISTILL | {"trials": 1, "teacher": "random"}]}, "a distill stage takes no teacher"),

@@ -199,6 +199,7 @@ def test_a_path_that_leads_nowhere_is_refused(path, says):
     (raw(stages=[{"name": "s", "trial": "score"}]), "a score stage needs scores"),
     (raw(stages=[{"name": "s", "trial": "score", "scores": ["snip"], "epochs": 3}]), "a score stage takes no epochs"),
     (raw(stages=[{"name": "s", "trial": "score", "scores": [["snip"]]}]), "a score is a name, or a name with its"),
+    (raw(stages=[{"name": "s", "trial": "score", "scores": ["snip", "nwot", {"snip": {}}]}]), "'snip' stands twice"),
     (raw(stages=[{"name": "s", "trial": "distill"}]), "a distill stage needs epochs"),
     (raw(stages=RAW["stages"][1:] + RAW["stages"][2:]), "final"),
 ])  # fmt: skip

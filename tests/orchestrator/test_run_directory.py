@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import pipeline
 from orchestrator.recipe import Recipe
 from orchestrator.run_directory import PACKAGES, Run, check_run, holder
 from spaces.errors import BadInput
@@ -157,3 +158,10 @@ input()
     assert holder(path) is None
     with Run.open(path) as run:
         assert [event["event"] for event in run.events()] == ["run", "resume", "resume"]
+
+
+def test_a_note_is_taken_once_of_each_stage(tmp_path):
+    with Run.create(Recipe.load("quickstart"), tmp_path, "a") as run:
+        for stage in (*run.recipe.stages[:2], *run.recipe.stages[:2]):
+            pipeline._note(run, stage, "the same")
+        assert [event["stage"] for event in run.events() if event["event"] == "note"] == ["score", "short"]

@@ -1,11 +1,13 @@
 """Scoring by itself: how a recipe is reduced to it, which students it takes, and what it refuses."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
-from orchestrator import cli
+from orchestrator import cli, launch
 from orchestrator.recipe import Recipe, applicable
+from orchestrator.run_directory import RunFailed
 from orchestrator.scoring import reduced
 from spaces import BadInput
 from trainables.scores import SCORES
@@ -36,7 +38,6 @@ def test_a_recipe_is_reduced_to_its_first_score_stage(quickstart):
 def test_every_student_is_a_grid_without_an_end(quickstart):
     [stage] = reduced(quickstart, every=True, seeds=3).stages
     assert (stage.sampler.name, stage.trials, stage.seeds) == ("grid", None, 3)
-    assert reduced(quickstart, every=True, trials=7).stages[0].trials == 7
 
 
 def test_students_that_are_given_are_the_candidates(quickstart):
@@ -51,6 +52,23 @@ def test_other_scores_take_the_objective_along_where_it_fits(quickstart):
     [stage] = reduced(quickstart, scores=["snip", "synflow"]).stages
     assert stage.objective is None
     assert list(stage.scores) == ["snip", "synflow"]
+
+
+def test_all_scores_keep_the_settings_and_the_objective_of_the_recipe():
+    variant = SCORES["diswot"].settings["variant"][-1]
+    given = {"diswot": {"variant": variant}, "nwot": {}, "params": {}}
+    recipe = Recipe.load("quickstart", {"stages.score.scores": given})
+    [stage] = reduced(recipe, scores=["all"]).stages
+    assert list(stage.scores) == list(SCORES)
+    assert stage.scores["diswot"] == {"variant": variant}
+    assert stage.objective == recipe.stages[0].objective
+    assert set(reduced(Recipe.load("tgsa"), every=True, scores=["all"]).stages[0].scores) == set(SCORES)
+
+
+def test_a_trade_off_with_a_cost_stays():
+    recipe = Recipe.load("quickstart", {"stages.score.pareto": ["nwot", "bytes"]})
+    assert reduced(recipe, scores=["nwot"]).stages[0].pareto == ["nwot", "bytes"]
+    assert reduced(recipe, scores=["snip"]).stages[0].pareto == []
 
 
 def test_a_teacher_that_no_score_reads_is_left_out(quickstart):
@@ -90,6 +108,12 @@ MISTAKES = [
     ("--scores diswot --set teacher=null", "score 'diswot' needs a teacher; the recipe has none"),
     ("--output nowhere/scores.parquet", "nowhere/scores.parquet can be no file"),
     ("--output .", "can be no file"),
+    ("--output /proc/scores.parquet", "/proc/scores.parquet can be no file: give a name in a folder"),
+    ("--scores=", "--scores takes names of scores, as in snip,nwot, or all; none is given"),
+    ("--scores snip,nwot,snip", "score 'snip' stands twice"),
+    ("--arch width=3,width=4", "--arch width=3,width=4: 'width' stands twice"),
+    ("--all --trials 7", "--trials 7 does not go with --all"),
+    ("--arch width=3 --trials 1", "--trials 1 does not go with --arch"),
     ("--set stages.score.ensemble=[grad_norm]", "unknown score of the ensemble 'grad_norm'"),
     ("--set stages.score.objective={ensemble.votes:1}", "did you mean 'ensemble.vote'?"),
 ]
@@ -108,6 +132,12 @@ def test_a_mistake_is_one_line_and_leaves_nothing(monkeypatch, capsys, tmp_path,
     assert printed.err.count("\n") == 1
     assert says in printed.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_that_cannot_be_copied_in_the_end_is_named(tmp_path):
+    (tmp_path / "scores.parquet").write_bytes(b"table")
+    with pytest.raises(RunFailed, match=f"has ended well, and its table is {tmp_path}/scores.parquet"):
+        launch._copy(tmp_path / "scores.parquet", Path("/proc/scores.parquet"))
 
 
 def test_a_recipe_without_a_score_stage_must_be_told_which_students():

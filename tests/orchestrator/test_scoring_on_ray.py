@@ -2,15 +2,21 @@
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from safetensors.torch import save_file
 
 import analysis
 import orchestrator
-from orchestrator import cli
+import spaces
+from orchestrator import cli, launch
+from orchestrator.pipeline import Search
 from orchestrator.recipe import Recipe
+from orchestrator.run_directory import Run, RunFailed
+from spaces import Task
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(280)]
 
@@ -28,6 +34,10 @@ def build(arch, task):
     head = nn.Linear(arch["last"], task.classes)
     return nn.Sequential(nn.Sequential(*maps), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
 """
+FAULTY = OWN.replace('["relu", "gelu"]', '["gelu"]').replace(
+    "    act =", '    if arch == {"width": 3, "act": "gelu", "last": 4} and "DUX_TEST_FAULT" in os.environ:\n'
+    '        raise ValueError("no such kernel")\n    act ='
+).replace("from ray", "import os\n\nfrom ray", 1)  # fmt: skip
 RECIPE = {
     "name": "own",
     "task": {"dataset": "digits", "subset": 60},
@@ -45,9 +55,16 @@ RECIPE = {
             "seeds": 2,
             "keep": 1,
         },
-        {"name": "plain", "trial": "distill", "epochs": 2, "rivals": {"count": 2, "within": 0.5}},
+        {
+            "name": "plain",
+            "trial": "distill",
+            "epochs": 2,
+            "rivals": {"count": 2, "within": 0.5},
+            "pareto": ["teacher_guidance", "params"],
+        },
     ],
 }
+GIVEN = [{"width": w, "act": act, "last": last} for w, act, last in product([4, 3, 2], ["gelu", "relu"], [5, 4])]
 CURVE = ["stage", "number", "epoch", "objective", "train_loss"]
 
 
@@ -56,6 +73,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("own")
     (made / "own.py").write_text(OWN)
     (made / "own.json").write_text(json.dumps(RECIPE))
+    (made / "faulty.py").write_text(FAULTY)
+    (made / "faulty.json").write_text(json.dumps({**RECIPE, "space": {"file": "faulty.py"}}))
     return made
 
 
@@ -68,8 +87,9 @@ def scored(ray_local: None, folder: Path) -> analysis.Results:
 
 @pytest.fixture(scope="module")
 def searched(ray_local: None, folder: Path) -> analysis.Results:
-    """A search in the same space."""
-    return orchestrator.run(folder / "own.json", storage=folder / "runs", name="searched", progress=False)
+    """A search among the same students, which its recipe lists."""
+    recipe = Recipe.load(folder / "own.json", {"students": GIVEN})
+    return orchestrator.run(recipe, storage=folder / "runs", name="searched", progress=False)
 
 
 def test_every_student_has_a_row_for_each_seed(scored: analysis.Results, folder: Path) -> None:
@@ -126,6 +146,18 @@ def test_the_table_is_ranked_and_shown(scored, folder, capsys, monkeypatch) -> N
     assert "the best 10 of 12 students" in out
 
 
+def test_a_search_among_given_students_takes_just_these(searched) -> None:
+    first = searched.trials[searched.trials.stage == "score"]
+    assert [json.loads(arch) for arch in first["arch"]] == [arch for arch in GIVEN for _ in range(2)]
+    assert (searched.trials["status"] == "completed").all()
+
+
+def test_a_metric_of_a_trade_off_is_measured_though_the_objective_does_not_name_it(searched) -> None:
+    final = searched.trials[searched.trials.stage == "plain"]
+    assert final["teacher_guidance"].notna().all()
+    assert (final["objective"] == final["valid_accuracy"]).all()
+
+
 def test_rivals_are_distilled_beside_the_survivor_and_told_from_it(searched, capsys) -> None:
     final = searched.trials[searched.trials.stage == "plain"]
     assert sorted(final["origin"]) == ["rival", "rival", "search"]
@@ -141,29 +173,60 @@ def test_rivals_are_distilled_beside_the_survivor_and_told_from_it(searched, cap
 
 
 def test_a_run_goes_on_without_the_file_of_its_space(searched, folder, tmp_path) -> None:
-    """Edited and deleted; the run was killed in the middle of each of its stages."""
+    """Edited; the run was killed in the middle of its distillations."""
     whole = (searched.path / "ledger.jsonl").read_text().splitlines(keepends=True)
     assert {path.name for path in (searched.path / "best").iterdir()} >= {"own.py", "student.json"}
     first = next(i for i, line in enumerate(whole) if '"stage":"plain"' in line and '"report"' in line)
+    run = tmp_path / "cut"
+    shutil.copytree(searched.path, run)
+    shutil.rmtree(run / "best")
+    (run / "ledger.jsonl").write_text("".join(whole[: first + 1]))
     (folder / "own.py").write_text("raise SystemExit")
     try:
-        for name, cut in {"scoring": 20, "distilling": first + 1}.items():
-            run = tmp_path / name
-            shutil.copytree(searched.path, run)
-            shutil.rmtree(run / "best")
-            (run / "ledger.jsonl").write_text("".join(whole[:cut]))
-            again = orchestrator.resume(run, progress=False)
-            pd.testing.assert_frame_equal(again.epochs[CURVE], searched.epochs[CURVE], check_exact=True)
-            pd.testing.assert_series_equal(again.trials["origin"], searched.trials["origin"])
-            assert (run / "best" / "own.py").read_text() == OWN
+        again = orchestrator.resume(run, progress=False)
     finally:
         (folder / "own.py").write_text(OWN)
+    pd.testing.assert_frame_equal(again.epochs[CURVE], searched.epochs[CURVE], check_exact=True)
+    pd.testing.assert_series_equal(again.trials["origin"], searched.trials["origin"])
+    assert (run / "best" / "own.py").read_text() == OWN
 
 
-def test_a_search_by_its_own_students_distils_just_these(ray_local: None, folder: Path) -> None:
-    given = [{"width": 2, "act": "relu", "last": 4}, {"width": 4, "act": "gelu", "last": 5}]
-    stage = {"name": "only", "trial": "distill", "epochs": 1}
-    recipe = Recipe.load(folder / "own.json", {"students": given, "stages": [stage]})
-    results = orchestrator.run(recipe, storage=folder / "runs", name="given", progress=False)
-    assert [json.loads(arch) for arch in results.trials["arch"]] == given
-    assert (results.trials["status"] == "completed").all()
+def test_a_fault_on_the_way_is_one_line_and_the_run_goes_on(ray_local, folder, capsys, monkeypatch) -> None:
+    """Without the file of its space. Its students have no ReLU, so that in the end its one score has no value."""
+    monkeypatch.setenv("DUX_TEST_FAULT", "1")
+    where = {"storage": folder / "runs", "name": "faulty", "output": folder / "nwot.parquet"}
+    run = folder / "runs" / "faulty"
+    with pytest.raises(RunFailed) as caught:
+        orchestrator.score(folder / "faulty.json", every=True, scores=["nwot"], seeds=1, progress=False, **where)
+    assert "build fails for width=3, act=gelu, last=4: ValueError: no such kernel" in str(caught.value)
+    assert str(caught.value).endswith(f"dux resume {run}; then copy its scores.parquet to {folder / 'nwot.parquet'}")
+    assert "\n" not in str(caught.value)
+    monkeypatch.delenv("DUX_TEST_FAULT")
+    (folder / "faulty.py").unlink()
+    for arguments, code in ((["resume", run], 0), (["rank", run], 0), (["rank", run / "scores.parquet"], 2)):
+        monkeypatch.setattr("sys.argv", ["dux", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        assert (ended.value.code or 0) == code
+        if code:
+            assert "holds no value of any score; nwot: NotComputable: " in said.err
+            assert said.err.count("\n") == 1
+        else:
+            assert "nwot: no value for 6 of 6: NotComputable: " in said.out
+    assert len(pd.read_parquet(run / "scores.parquet")) == 6
+
+
+def test_a_teacher_that_vanishes_before_it_is_loaded_is_one_line(ray_local, tmp_path) -> None:
+    arch = RECIPE["teacher"]["arch"]
+    weights = tmp_path / "teacher.safetensors"
+    save_file(spaces.get("resnet").build(arch, Task(1, 8, 10)).state_dict(), weights)
+    teacher = {"space": "resnet", "arch": arch, "weights": str(weights)}
+    space = {"name": "resnet", "choices": {"width": [2]}}
+    recipe = Recipe.parse({**RECIPE, "teacher": teacher, "space": space})
+    search = Search.prepare(recipe)
+    weights.unlink()
+    with Run.create(recipe, tmp_path, "a") as run, pytest.raises(RunFailed) as caught:
+        launch._execute(run, search, False)
+    assert "teacher.safetensors" in str(caught.value)
+    assert "\n" not in str(caught.value)
