@@ -1,4 +1,4 @@
-"""The second derivative of a loss along the weights, at about half of what two generic backward passes take.
+"""The second derivative of a loss along the weights, for about half of what a generic second backward pass takes.
 
 Wanted is W^T H g, one number: H the matrix of second derivatives of the loss L with respect to the weights W of all
 convolutions and linear layers, g its gradient. Put s * W in the place of W, in all layers at once. With c a copy of g
@@ -9,7 +9,7 @@ that is held fixed,
 so that the second backward pass needs a derivative with respect to s alone, not to each weight. Where a layer's output
 is s * W(x), that derivative is an inner product of tensors that are there already, and the two most expensive steps
 for a layer fall away: 4 products like its forward pass remain, of the 6 that generic differentiation takes, one of
-which runs 20 times as long as a forward pass on CPUs. Batch norm, whose generic second derivative is a long chain of
+which is a convolution with the whole map as its kernel. Batch norm, whose generic second derivative is a long chain of
 passes over its maps, has it here in closed form. All other operations are left to torch.
 
 The layers' own functions are replaced while the network runs, so networks need not be written for this.
