@@ -51,6 +51,11 @@ def attention_map(map_BCHW: Tensor) -> Tensor:
     return nn.functional.normalize(map_BCHW.pow(2).mean(1).flatten(1), dim=1)
 
 
+def pooled(map_BCHW: Tensor) -> Tensor:
+    """Mean over the places: [B, C], what the head of most networks sees where the map is the last."""
+    return map_BCHW.mean((2, 3))
+
+
 def gram(map_BCHW: Tensor) -> Tensor:
     """Products between the images of a batch, each row scaled to length 1: [B, B] (SP, arXiv:1907.09682, eq. 1-2)."""
     flat_BD = map_BCHW.flatten(1)
@@ -81,6 +86,7 @@ CAM = "cam"
 
 REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "attention": attention_map,
+    "pooled": pooled,
     "gram": gram,
     "unit_gram": unit_gram,
     "class_gram": class_gram,

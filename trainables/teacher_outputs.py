@@ -26,7 +26,7 @@ def bytes_per_image(
     """What one image's outputs take in float32, for deciding whether to keep them; its share of what a batch has."""
     sizes: dict[str, float] = {"logits": classes, f"{CAM}:class_gram": classes**2 / batch_size}
     for tap, (channels, height, width) in maps.items():
-        sizes |= {tap: channels * height * width, f"{tap}:attention": height * width}
+        sizes |= {tap: channels * height * width, f"{tap}:attention": height * width, f"{tap}:pooled": channels}
         sizes |= {f"{tap}:gram": batch_size, f"{tap}:unit_gram": batch_size}
     return 4 * sum(sizes[view] for view in views)
 

@@ -1,7 +1,7 @@
 """What a student learns from: terms of the training objective, each a function of student, teacher and labels."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, wraps
 from typing import Any
 
@@ -9,7 +9,29 @@ from torch import Tensor
 
 from spaces.errors import BadInput, unknown
 from trainables.contracts import CAM, Loss
-from trainables.losses import at, cross_entropy, dist, diswot, fitnets, kd, sp
+from trainables.losses import (
+    ab,
+    alpha_divergence,
+    at,
+    cc,
+    cka,
+    cross_entropy,
+    dist,
+    diswot,
+    dkd,
+    fitnets,
+    fsp,
+    ickd,
+    kd,
+    logit_std,
+    nst,
+    pkt,
+    review,
+    rkd,
+    sp,
+    topk_kd,
+    vid,
+)
 from trainables.losses.settings import Entry, Number, Setting, read
 from trainables.losses.shapes import Maps, Pairs, Shapes, deepest, from_the_deep_end, middle, shapes_of
 
@@ -27,14 +49,42 @@ def plain(function: Callable[..., Tensor]) -> Callable[..., Loss]:
 _SMOOTHING = Number(0.0, "of at least 0 and below 1", lambda value: 0 <= value < 1)
 _TEMPERATURE = Number(4.0, "above 0", lambda value: value > 0)
 _BETA = Number(1.0, "of at least 0", lambda value: value >= 0)
+_VARIANCE = Number(1.0, f"above {vid.FLOOR}", lambda value: value > vid.FLOOR)
+_MARGIN = Number(1.0, "above 0", lambda value: value > 0)
+_DKD = {"alpha": _BETA, "beta": replace(_BETA, default=8.0), "temperature": _TEMPERATURE}
+_ALPHAS = {
+    "alpha_min": Number(-1.0, "of at most 1", lambda value: value <= 1),
+    "alpha_max": Number(1.0, "of at least 0", lambda value: value >= 0),
+    "clip": Number(5.0, "of at least 1", lambda value: value >= 1),
+    "temperature": replace(_TEMPERATURE, default=1.0),
+}
+_TOP = Number(8.0, "that is whole and at least 2", lambda value: value >= 2 and value == int(value))
+_KERNEL = {
+    "gamma": Number(0.4, "above 0", lambda value: value > 0),
+    "order": Number(2.0, "that is whole and at least 1", lambda value: value >= 1 and value == int(value)),
+}
 
 LOSSES: dict[str, Entry] = {
     "cross_entropy": Entry(plain(cross_entropy.cross_entropy), "nothing", {"label_smoothing": _SMOOTHING}),
     "kd": Entry(plain(kd.kd), "logits", {"temperature": _TEMPERATURE}),
     "dist": Entry(plain(dist.dist), "logits", {"temperature": _TEMPERATURE, "beta": _BETA}),
+    "dkd": Entry(plain(dkd.dkd), "logits", _DKD),
+    "alpha_divergence": Entry(plain(alpha_divergence.alpha_divergence), "logits", _ALPHAS),
+    "logit_std": Entry(plain(logit_std.logit_std), "logits", {"temperature": replace(_TEMPERATURE, default=2.0)}),
+    "topk_kd": Entry(plain(topk_kd.topk_kd), "logits", {"k": _TOP, "temperature": _TEMPERATURE}),
+    "pkt": Entry(plain(pkt.pkt), "pooled", pairing=deepest),
+    "rkd": Entry(plain(rkd.rkd), "pooled", {"angle": replace(_BETA, default=2.0)}, pairing=deepest),
+    "cc": Entry(plain(cc.cc), "pooled", _KERNEL, pairing=deepest),
+    "cka": Entry(plain(cka.cka), "pooled", pairing=deepest),
     "at": Entry(plain(at.at), "attention", pairing=from_the_deep_end),
     "sp": Entry(plain(sp.sp), "gram", pairing=deepest),
     "fitnets": Entry(fitnets.FitNets, "map", pairing=middle),
+    "nst": Entry(plain(nst.nst), "map", pairing=deepest),
+    "fsp": Entry(fsp.FSP, "map", pairing=from_the_deep_end),
+    "ickd": Entry(ickd.ICKD, "map", pairing=deepest),
+    "vid": Entry(vid.VID, "map", {"variance": _VARIANCE}, pairing=from_the_deep_end),
+    "ab": Entry(ab.AB, "map", {"margin": _MARGIN}, pairing=from_the_deep_end),
+    "review": Entry(review.Review, "map", pairing=from_the_deep_end),
     "diswot_semantic": Entry(plain(diswot.semantic), "class_gram"),
     "diswot_relation": Entry(plain(diswot.relation), "unit_gram", pairing=deepest),
 }

@@ -42,7 +42,7 @@ class Entry:
     """
 
     make: Callable[..., Loss]
-    compares: Literal["nothing", "logits", "map", "attention", "gram", "unit_gram", "class_gram"]
+    compares: Literal["nothing", "logits", "map", "attention", "gram", "unit_gram", "class_gram", "pooled"]
     numbers: Mapping[str, Number] = field(default_factory=dict)
     pairing: Callable[[Maps, Maps], Pairs] | None = None
 
