@@ -4,9 +4,9 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from trainables.contracts import Outputs
+from trainables.losses.maps import resized
 from trainables.losses.shapes import Maps, Pairs
 
 
@@ -40,7 +40,5 @@ class FitNets(nn.Module):
         distances = []
         for connector, (own, other) in zip(self.connectors, self.pairs, strict=True):
             target_BCHW = teacher.features[other].detach()
-            height, width = target_BCHW.shape[2:]
-            resized_BCHW = F.adaptive_avg_pool2d(student.features[own], (height, width))
-            distances.append((connector(resized_BCHW) - target_BCHW).square().mean())
+            distances.append((connector(resized(student.features[own], target_BCHW)) - target_BCHW).square().mean())
         return torch.stack(distances).sum()
