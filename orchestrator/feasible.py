@@ -7,6 +7,7 @@ import numpy as np
 
 from spaces import BadInput, Space, Task
 from spaces.seeding import generator
+from spaces.space import chosen
 from trainables import cost
 
 LISTABLE = 20_000  # spaces up to this size are searched through where drawing at random finds nothing
@@ -63,7 +64,7 @@ class Feasible:
         found = self.cost(arch)
         over = [f"{name} {found[name]:,g} > {limit:,g}" for name, limit in self.limits.items() if found[name] > limit]
         if over:
-            raise BadInput(f"{_choices(arch)} of space {self.space.name!r} is over the limits: {', '.join(over)}")
+            raise BadInput(f"{chosen(arch)} of space {self.space.name!r} is over the limits: {', '.join(over)}")
 
     def share(self, samples: int = 100) -> float:
         """Estimated share of the space that is within the limits."""
@@ -92,8 +93,4 @@ class Feasible:
         cost = self.cost(smallest)
         least = ", ".join(f"{name} {cost[name]:,.6g}" for name in self.limits)
         none = f"no candidate of space {self.space.name!r} is within {limits}"
-        return f"{none}; the smallest found has {least}: {_choices(smallest)}"
-
-
-def _choices(arch: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in arch.items())
+        return f"{none}; the smallest found has {least}: {chosen(smallest)}"

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spaces.errors import unknown
+from spaces.initialise import he_normal
 from spaces.space import Arch, Space
 from spaces.task import Task
 
@@ -80,9 +81,7 @@ class ResNet(nn.Module):
         self.layer2 = _stage(width, 2 * width, depths[1], 2, shortcut)
         self.layer3 = _stage(2 * width, 4 * width, depths[2], 2, shortcut)
         self.fc = nn.Linear(4 * width, task.classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        he_normal(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))

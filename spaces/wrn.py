@@ -4,6 +4,7 @@ from ray import tune
 from torch import Tensor, nn
 
 from spaces.errors import BadInput
+from spaces.initialise import he_normal
 from spaces.space import Arch, Space
 from spaces.task import Task
 
@@ -74,9 +75,7 @@ class WideResNet(nn.Module):
         self.group3 = _group(2 * width, 4 * width, blocks, 2, dropout)
         self.last = nn.Sequential(nn.BatchNorm2d(4 * width), nn.ReLU(inplace=True))
         self.fc = nn.Linear(4 * width, task.classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        he_normal(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.group3(self.group2(self.group1(self.stem(x))))

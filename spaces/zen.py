@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from spaces.domains import Domain
 from spaces.errors import BadInput, unknown
+from spaces.initialise import he_normal
 from spaces.space import Arch, Moves, Space
 from spaces.task import Task
 
@@ -118,9 +119,7 @@ class ZenNet(nn.Module):
             self.add_module(f"super{stage}", _repeated(arch, stage, widths[stage - 1]))
         self.last = nn.Sequential(*conv_bn(widths[-1], arch["last"], 1), nn.ReLU(inplace=True))
         self.fc = nn.Linear(arch["last"], task.classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        he_normal(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
