@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from orchestrator.pipeline import Search
+from orchestrator.prepared import Search
 from orchestrator.reading import RECIPES
 from orchestrator.recipe import Recipe
 from spaces.seeding import derive_seed, stable_hash

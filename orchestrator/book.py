@@ -17,8 +17,8 @@ import pandas as pd
 import analysis
 from analysis.schema import direction
 from orchestrator.ledger import Event, Ledger
-from orchestrator.recipe import StageSpec
 from orchestrator.schedulers import StopRule
+from orchestrator.specs import StageSpec
 from spaces.seeding import stable_hash
 
 Status = Literal["waiting", "running", "completed", "stopped", "failed"]

@@ -9,7 +9,8 @@ from torch import nn
 
 from analysis.schema import ENSEMBLES, SIZES, direction
 from orchestrator import samplers, schedulers
-from orchestrator.recipe import Recipe, StageSpec, domains_in, resolved
+from orchestrator.recipe import Recipe, domains_in, resolved
+from orchestrator.specs import StageSpec
 from spaces import BadInput, Space, unknown
 from spaces.domains import Domain, ParamSpace, from_unit
 from spaces.seeding import stable_hash

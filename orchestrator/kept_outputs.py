@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from orchestrator.checks import corners
-from orchestrator.recipe import StageSpec, domains_in, resolved
+from orchestrator.recipe import domains_in, resolved
+from orchestrator.specs import StageSpec
 from spaces.domains import Domain, count
 from trainables import losses
 from trainables.contracts import Data, Member

@@ -15,7 +15,8 @@ from ray.exceptions import RayTaskError
 
 import analysis
 from orchestrator import cluster
-from orchestrator.pipeline import Search, execute
+from orchestrator.pipeline import execute
+from orchestrator.prepared import Search
 from orchestrator.progress import Progress
 from orchestrator.recipe import Recipe
 from orchestrator.run_directory import SCORES, Run, RunFailed, check_new, check_run

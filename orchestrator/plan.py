@@ -2,9 +2,11 @@
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +15,14 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.pipeline import Search
-from orchestrator.recipe import Recipe, StageSpec
+from orchestrator.prepared import Search
+from orchestrator.recipe import Recipe
 from orchestrator.schedulers import rungs
+from orchestrator.specs import StageSpec
 from spaces.seeding import generator
 from trainables.contracts import Member, Split
 from trainables.curriculum import Augment, Curriculum
+from trainables.declare import Program
 from trainables.fit import OptimizerConfig
 from trainables.program_cost import operations
 from trainables.regimes import REGIMES
@@ -98,13 +102,12 @@ def _over_plain(search: Search, stage: StageSpec) -> tuple[float, float]:
     first = np.concatenate([np.flatnonzero(train.labels == label)[:EACH] for label in np.unique(train.labels)])
     small = replace(search, data=replace(search.data, train=Split(train.images[first], train.labels[first])))
     plain = stage.model_copy(update={"regime": {"name": "plain"}, "losses": {"cross_entropy": 1.0}})
-    settings, _ = search.program(stage)
-    times = _operations(small, stage) / _operations(small, plain)
+    settings, program = small.program(stage)
+    times = _operations(small, settings, program) / _operations(small, *small.program(plain))
     return times, times if REGIMES[settings["regime"]["name"]].alone else 1.0
 
 
-def _operations(search: Search, stage: StageSpec) -> float:
-    settings, program = search.program(stage)
+def _operations(search: Search, settings: Mapping[str, Any], program: Program) -> float:
     split, augment = search.data.train, Augment(**settings["augment"])
     batch_size = min(BATCH, settings["batch_size"])
     curriculum = Curriculum(split, len(search.data.classes), 0, batch_size, augment, torch.device("cpu"))

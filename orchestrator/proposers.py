@@ -12,10 +12,11 @@ import optuna
 from orchestrator import samplers
 from orchestrator.book import Book, Proposal
 from orchestrator.feasible import LISTABLE, Feasible
-from orchestrator.recipe import Rivals, StageSpec, domains_in
+from orchestrator.recipe import domains_in
 from orchestrator.samplers.distributions import decode, distributions, encode
 from orchestrator.samplers.grid import order, point
 from orchestrator.schedulers import Population
+from orchestrator.specs import Rivals, StageSpec
 from spaces import BadInput, Space
 from spaces.domains import ParamSpace
 from spaces.seeding import derive_seed, generator, stable_hash

@@ -18,6 +18,7 @@ from orchestrator.ledger import Event, Ledger
 from orchestrator.recipe import Recipe
 from spaces.errors import BadInput
 from trainables.files import replacing
+from trainables.store import Store
 
 SCHEMA = 1  # of the ledger's events
 SCORES = "scores.parquet"
@@ -32,6 +33,11 @@ class Run:
         self._lock = _take_lock(path)
         self.recipe = Recipe.load(path / "recipe.yaml")
         self.ledger = Ledger(path / "ledger.jsonl")
+
+    @property
+    def store(self) -> Store:
+        """The run's files, as its workers read and write them."""
+        return Store(str(self.path.resolve()))
 
     @classmethod
     def create(cls, recipe: Recipe, storage: Path, name: str | None = None) -> "Run":
@@ -72,6 +78,13 @@ class Run:
     def events(self) -> list[Event]:
         """What has been recorded so far."""
         return list(analysis.events(self.path))
+
+    def note(self, stage: str, text: str) -> None:
+        """Note something of a stage in the ledger, once."""
+        if (stage, text) not in {
+            (event["stage"], event["text"]) for event in self.events() if event["event"] == "note"
+        }:
+            self.ledger.append("note", stage=stage, text=text)
 
     def write_tables(self) -> None:
         """Bring trials.parquet and epochs.parquet up to date."""

@@ -5,9 +5,10 @@ from typing import Any
 
 from analysis.schema import ENSEMBLES
 from orchestrator.checks import COSTS
-from orchestrator.pipeline import space_of
-from orchestrator.recipe import Recipe, StageSpec, applicable
+from orchestrator.prepared import space_of
+from orchestrator.recipe import Recipe, applicable
 from orchestrator.samplers.grid import LARGEST
+from orchestrator.specs import StageSpec
 from spaces import BadInput
 from trainables import scores as score_table
 

@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -13,9 +12,10 @@ from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 
 from orchestrator.book import Book, Proposer, Trial
-from orchestrator.recipe import Resources, StageSpec, resolved
+from orchestrator.recipe import resolved
 from orchestrator.search import BookScheduler, BookSearcher, Config
-from trainables.trial import DistillTrial, ScoreTrial, StageContext, checkpoint_path
+from orchestrator.specs import Resources, StageSpec
+from trainables.trial import DistillTrial, ScoreTrial, StageContext, checkpoint_name
 
 WORKER_RETRIES = 2  # how often a trial is taken up again after its worker was lost
 SCORES_PER_TRIAL = 8  # so that a Tune trial outlasts what Tune itself takes for it
@@ -133,7 +133,7 @@ class StageRun:
         for trial in (self.book.trials[number] for number in numbers):
             keeps = trial.status == "completed" and (self.last or self.spec.scheduler.name == "pbt")
             if trial.done and not keeps:
-                checkpoint_path(self.context.folder, trial.number).unlink(missing_ok=True)
+                self.context.store.remove(checkpoint_name(trial.number))
         self.on_change()
 
 
@@ -169,6 +169,6 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def stage_folder(run: Path, index: int, spec: StageSpec) -> Path:
-    """Where a stage's files lie, such as `stages/02-short`."""
-    return run / "stages" / f"{index + 1:02d}-{spec.name}"
+def stage_folder(index: int, spec: StageSpec) -> str:
+    """Where a stage's files lie within a run's directory, such as `stages/02-short`."""
+    return f"stages/{index + 1:02d}-{spec.name}"

@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 
 import analysis
 import orchestrator
-from orchestrator.pipeline import Search
+from orchestrator.prepared import Search
 from orchestrator.reading import RECIPES
 from orchestrator.recipe import Recipe
 from spaces import SPACES, Task, check_space, own

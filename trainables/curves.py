@@ -6,7 +6,6 @@
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +13,6 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from trainables.figures import Detector, as_labels, confusion_matrix, detectors, reliability, softmax
-from trainables.files import replacing
 
 POINTS = 200  # of a curve, at most: more than a plot can show
 TOLERANCE = 1e-3  # what thinning may change of the area under a ROC curve
@@ -31,17 +29,16 @@ class Curve:
     n: np.ndarray
 
 
-def curves_path(folder: Path, number: int) -> Path:
-    """The curves of a stage's trial."""
-    return folder / "curves" / f"{number:05d}.parquet"
+def curves_name(number: int) -> str:
+    """The file of a stage's trial, within the stage's folder."""
+    return f"curves/{number:05d}.parquet"
 
 
-def write_curves(path: Path, logits_NK: Tensor, labels_N: Tensor | np.ndarray, classes: Sequence[str]) -> None:
-    """Write the curves of logits on labelled images, all or nothing."""
-    buffer = io.BytesIO()  # through memory, so that a full disk raises the system's own error
+def curves_file(logits_NK: Tensor, labels_N: Tensor | np.ndarray, classes: Sequence[str]) -> memoryview:
+    """The curves of logits on labelled images, as the contents of a Parquet file."""
+    buffer = io.BytesIO()
     pq.write_table(_table(list(curves_of(logits_NK, as_labels(labels_N))), classes), buffer)
-    with replacing(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    return buffer.getbuffer()
 
 
 def _table(curves: list[Curve], classes: Sequence[str]) -> pa.Table:

@@ -330,13 +330,12 @@ class Step:
         match source:
             case Of():
                 outputs = self._of(source.member, source.view)
-                return outputs.detached() if source.stop and outputs.logits.requires_grad else outputs
             case Made():
                 outputs = self._made_of(_anyhow(source))
-                return outputs.detached() if source.stop and outputs.logits.requires_grad else outputs
             case Rows():
                 batch = self.batch(source.view)
                 return Outputs(self._run.fit.tables[source.table][batch.index], index=batch.index)
+        return outputs.detached() if source.stop and outputs.logits.requires_grad else outputs
 
     def _made_of(self, source: Made) -> Outputs:
         if source not in self._made:

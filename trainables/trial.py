@@ -28,13 +28,13 @@ from trainables import regimes, scores, teachers
 from trainables.contracts import Data, Member, Probe, Split
 from trainables.cost import flops, latency_ms
 from trainables.curriculum import Augment, Batch, Curriculum
-from trainables.curves import curves_path, write_curves
+from trainables.curves import curves_file, curves_name
 from trainables.declare import Program
 from trainables.evaluate import Predictions, evaluate, evaluating, predict
 from trainables.figures import FIGURES
-from trainables.files import replacing
 from trainables.fit import Fit, NonFiniteLoss, OptimizerConfig, memory_format
 from trainables.rdm import drawn_images, guidance, layer_rdms
+from trainables.store import Store
 from trainables.teacher_outputs import TeacherOutputs
 
 Json = dict[str, Any]
@@ -63,7 +63,8 @@ class StageContext:
         epochs: the length of the schedule of a distillation.
         objective: weights of the metrics that make up `objective`. `teacher_guidance` costs a pass of its own, and is
             only computed where it stands here, be it with weight 0.
-        folder: where checkpoints lie.
+        folder: where the stage's files lie: checkpoints, and curves of the test images.
+        remote: the address of that folder in an object store, where it lies in one.
         test: evaluate on the test split after the last epoch.
         scores: for scoring, the settings of each score.
         score_batch: images in a score's batch.
@@ -75,11 +76,17 @@ class StageContext:
     seed: int
     folder: Path
     gpu: bool
+    remote: str | None = None
     epochs: int = 0
     objective: Mapping[str, float] | None = None
     test: bool = False
     scores: Mapping[str, Mapping[str, Any]] | None = None
     score_batch: int = 64
+
+    @property
+    def store(self) -> Store:
+        """The stage's files."""
+        return Store(self.remote or str(self.folder))
 
     @property
     def device(self) -> torch.device:
@@ -88,8 +95,7 @@ class StageContext:
 
     def student(self, arch: Mapping[str, Any], seed: int) -> Member:
         """A student at its initialisation, which depends on the seed and the architecture alone."""
-        torch.manual_seed(derive_seed(self.seed, "init", seed))
-        return Member.of(self.space, self.space.build(arch, self.data.task), self.data)
+        return regimes.Kit(self.data, self.space, arch, {}, self.epochs, self.seed, seed).network()
 
     def kit(
         self, arch: Mapping[str, Any], given: Mapping[str, Any], init: int, teacher: Callable[[str], Member]
@@ -107,9 +113,9 @@ class StageContext:
         return member.eval().requires_grad_(False)
 
 
-def checkpoint_path(folder: Path, number: int) -> Path:
-    """The checkpoint of a stage's trial."""
-    return folder / "checkpoints" / f"{number:05d}.pt"
+def checkpoint_name(number: int) -> str:
+    """The checkpoint of a stage's trial, within the stage's folder."""
+    return f"checkpoints/{number:05d}.pt"
 
 
 def reason(error: Exception) -> str:
@@ -205,11 +211,10 @@ class DistillTrial(_Trial):
         optimizer = OptimizerConfig(**settings["optimizer"])
         seed = derive_seed(context.seed, "fit", self.spec["seed"])
         fit = Fit(program, curriculum, self._outputs(program, curriculum), optimizer, seed)
-        own = checkpoint_path(context.folder, self.spec["number"])
         parent = self.spec.get("parent")
-        if own.exists() and self._load(own, fit):
+        if self._load(self.spec["number"], fit):
             return fit
-        if parent is not None and not self._load(checkpoint_path(context.folder, parent), fit):
+        if parent is not None and not self._load(parent, fit):
             raise FileNotFoundError(f"the checkpoint of trial {parent}, from which this one starts, cannot be read")
         return fit
 
@@ -285,7 +290,8 @@ class DistillTrial(_Trial):
         assert self.fit is not None
         context, data, member = self.context, self.context.data, self.fit.student
         student = self._predictions(data.test)
-        write_curves(curves_path(context.folder, self.spec["number"]), student.logits, data.test.labels, data.classes)
+        curves = curves_file(student.logits, data.test.labels, data.classes)
+        context.store.write(curves_name(self.spec["number"]), curves)
         found = {f"test_{key}": value for key, value in self._figures("test", data.test, student).items()}
         found["latency_ms"] = latency_ms(member.net, data.task, context.device)
         found |= {f"deployed_{name}": value for name, value in _deployed(member, data.task).items()}
@@ -315,19 +321,24 @@ class DistillTrial(_Trial):
     def _save(self) -> None:
         assert self.fit is not None
         state = {"fit": self.fit.state_dict(), "history": self.history}
-        with replacing(checkpoint_path(self.context.folder, self.spec["number"])) as temporary:
-            # Through memory: torch's own writer says of a full disk only that it failed.
-            buffer = io.BytesIO()
-            torch.save(state, buffer)
-            temporary.write_bytes(buffer.getbuffer())
+        # Through memory: torch's own writer says of a full disk only that it failed.
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        self.context.store.write(checkpoint_name(self.spec["number"]), buffer.getbuffer())
 
-    def _load(self, path: Path, fit: Fit) -> bool:
-        """Whether the checkpoint could be read; a damaged one is no loss, since all of it can be computed again."""
+    def _load(self, number: int, fit: Fit) -> bool:
+        """Whether a trial's checkpoint is there and could be read.
+
+        A damaged one is no loss, since all of it can be computed again.
+        """
         try:
-            with zipfile.ZipFile(path) as archive:
+            data = self.context.store.read(checkpoint_name(number))
+            if data is None:
+                return False
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 if archive.testzip() is not None:  # torch writes checksums, but does not look at them
                     return False
-            state = torch.load(path, map_location=self.context.device, weights_only=True)
+            state = torch.load(io.BytesIO(data), map_location=self.context.device, weights_only=True)
         except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, UnpicklingError):
             return False
         fit.load_state_dict(state["fit"])

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import spaces
 from orchestrator import cli
-from orchestrator.pipeline import Search
+from orchestrator.prepared import Search
 from orchestrator.recipe import Recipe
 from spaces import Task
 from spaces.errors import BadInput

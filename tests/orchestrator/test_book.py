@@ -15,7 +15,8 @@ import analysis
 from orchestrator import schedulers
 from orchestrator.book import Book, Proposal
 from orchestrator.ledger import Ledger
-from orchestrator.recipe import Recipe, StageSpec
+from orchestrator.recipe import Recipe
+from orchestrator.specs import StageSpec
 from orchestrator.stage import StageFailed, survivors
 
 ASHA = {"name": "asha", "min_epochs": 1, "reduction_factor": 2}

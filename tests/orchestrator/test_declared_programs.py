@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from orchestrator import kept_outputs
-from orchestrator.pipeline import Search
 from orchestrator.plan import _over_plain
+from orchestrator.prepared import Search
 from orchestrator.recipe import Recipe
 from spaces import BadInput
 from trainables.trial import StageContext

@@ -8,10 +8,11 @@ import pytest
 import spaces
 from orchestrator.book import Proposal
 from orchestrator.feasible import Feasible
-from orchestrator.pipeline import Search
+from orchestrator.prepared import Search
 from orchestrator.proposers import rivals_of
-from orchestrator.recipe import Recipe, Rivals
+from orchestrator.recipe import Recipe
 from orchestrator.run_directory import Run
+from orchestrator.specs import Rivals
 from spaces import BadInput, Task
 from spaces.seeding import generator
 

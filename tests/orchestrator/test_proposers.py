@@ -18,8 +18,9 @@ from orchestrator.book import Book, Proposal, Proposer
 from orchestrator.feasible import Feasible
 from orchestrator.ledger import Ledger
 from orchestrator.proposers import PopulationProposer, SearchProposer
-from orchestrator.recipe import Recipe, StageSpec, domains_in
+from orchestrator.recipe import Recipe, domains_in
 from orchestrator.samplers import SAMPLERS
+from orchestrator.specs import StageSpec
 from spaces import Task
 from spaces.domains import contains
 from spaces.seeding import generator

@@ -14,8 +14,9 @@ from orchestrator.book import Book, Proposal
 from orchestrator.feasible import Feasible
 from orchestrator.ledger import Ledger
 from orchestrator.proposers import SearchProposer
-from orchestrator.recipe import Recipe, StageSpec
+from orchestrator.recipe import Recipe
 from orchestrator.samplers import SAMPLERS
+from orchestrator.specs import StageSpec
 from spaces import Space, Task
 from spaces.domains import to_unit
 

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.pipeline import Search
+from orchestrator.prepared import Search
 from orchestrator.reading import RECIPES, _merged, override, read, recipe_names
 from orchestrator.recipe import Recipe
 from spaces.errors import BadInput

@@ -9,9 +9,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.pipeline import Search
+from orchestrator.prepared import Search
 from orchestrator.reading import recipe_names
-from orchestrator.recipe import DEFAULTS, Recipe, domains_in, resolved
+from orchestrator.recipe import Recipe, domains_in, resolved
+from orchestrator.specs import DEFAULTS
 from spaces.domains import contains, to_config
 from spaces.errors import BadInput
 from spaces.space import sample

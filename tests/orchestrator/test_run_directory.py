@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import pipeline
 from orchestrator.recipe import Recipe
 from orchestrator.run_directory import PACKAGES, Run, check_run, holder
 from spaces.errors import BadInput
@@ -163,5 +162,5 @@ input()
 def test_a_note_is_taken_once_of_each_stage(tmp_path):
     with Run.create(Recipe.load("quickstart"), tmp_path, "a") as run:
         for stage in (*run.recipe.stages[:2], *run.recipe.stages[:2]):
-            pipeline._note(run, stage, "the same")
+            run.note(stage.name, "the same")
         assert [event["stage"] for event in run.events() if event["event"] == "note"] == ["score", "short"]

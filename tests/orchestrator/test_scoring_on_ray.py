@@ -13,7 +13,7 @@ import analysis
 import orchestrator
 import spaces
 from orchestrator import cli, launch
-from orchestrator.pipeline import Search
+from orchestrator.prepared import Search
 from orchestrator.recipe import Recipe
 from orchestrator.run_directory import Run, RunFailed
 from spaces import Task

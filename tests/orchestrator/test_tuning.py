@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 import analysis
 from orchestrator.checks import corners
 from orchestrator.ledger import Ledger
-from orchestrator.pipeline import Search, _announce
+from orchestrator.pipeline import _announce
+from orchestrator.prepared import Search
 from orchestrator.recipe import Recipe, domains_in, resolved
 from orchestrator.schedulers import Population
 from spaces.domains import contains, from_config, to_config
 from spaces.errors import BadInput
 from spaces.space import sample
 from trainables import teachers
-from trainables.trial import DistillTrial, StageContext, TeacherContext, checkpoint_path
+from trainables.trial import DistillTrial, StageContext, TeacherContext, checkpoint_name
 
 ARCH = {"depth1": 1, "depth2": 1, "depth3": 1, "width": 2}
 TEACHER = {"space": "resnet", "arch": {**ARCH, "width": 3}, "random": True}
@@ -260,7 +261,7 @@ def test_a_child_of_a_population_inherits_weights_and_goes_on_with_its_own_setti
     child = trained(context, 9001, filled[1], 2, reported=1, parent=9000)
     again = trained(context, 9002, filled[0], 2, reported=1, parent=9000)
     assert child.history[0] == first.history[0]
-    states = [torch.load(checkpoint_path(context.folder, n), weights_only=True)["fit"] for n in (9000, 9001)]
+    states = [torch.load((context.folder / checkpoint_name(n)), weights_only=True)["fit"] for n in (9000, 9001)]
     before, after = (dict(state["members"]) for state in states)
     assert states[1]["epoch"] == 2
     for name in (name for name in before if name.endswith("weight")):

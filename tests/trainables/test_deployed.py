@@ -12,7 +12,7 @@ import spaces
 from trainables import teachers
 from trainables.contracts import Data
 from trainables.cost import measure
-from trainables.curves import TOLERANCE, curves_path
+from trainables.curves import TOLERANCE, curves_name
 from trainables.data import DataConfig, load
 from trainables.figures import FIGURES
 from trainables.trial import DistillTrial, StageContext, TeacherContext
@@ -95,8 +95,8 @@ def test_cheap_convolutions_are_counted_as_they_are(context: StageContext) -> No
 
 def test_the_curves_are_those_of_the_figures(context: StageContext) -> None:
     metrics = last_metrics(context)
-    table = pq.ParquetFile(curves_path(context.folder, 12)).read().to_pandas()
-    assert curves_path(context.folder, 12) == context.folder / "curves" / "00012.parquet"
+    table = pq.ParquetFile(context.folder / curves_name(12)).read().to_pandas()
+    assert context.folder / curves_name(12) == context.folder / "curves" / "00012.parquet"
     areas = [np.trapezoid(part["y"], part["x"]) for _, part in table[table["curve"] == "roc"].groupby("class")]
     assert np.mean(areas) == pytest.approx(metrics["test_roc_auc"], abs=TOLERANCE)
     cells = table[table["curve"] == "confusion"]

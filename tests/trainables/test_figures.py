@@ -15,7 +15,7 @@ from sklearn.exceptions import UndefinedMetricWarning
 from torch import Tensor
 
 from trainables import curves as module
-from trainables.curves import POINTS, TOLERANCE, curves_of, precision_recall, roc, thinned, write_curves
+from trainables.curves import POINTS, TOLERANCE, curves_file, curves_of, precision_recall, roc, thinned
 from trainables.figures import (
     BINS,
     FIGURES,
@@ -227,9 +227,9 @@ def test_a_curve_that_cannot_be_thinned_stays_whole(monkeypatch: pytest.MonkeyPa
 
 def test_the_file_holds_every_curve(tmp_path: Path) -> None:
     logits, labels = CASES["absent classes"]
-    file = tmp_path / "new" / "00003.parquet"
+    file = tmp_path / "00003.parquet"
     names = ["zero", "one", "two", "three", "four", "five"]
-    write_curves(file, logits, labels, names)
+    file.write_bytes(curves_file(logits, labels, names))
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     table = pq.ParquetFile(file).read().to_pandas()
     assert table.columns.tolist() == ["curve", "class", "label", "x", "y", "n"]

@@ -1,6 +1,5 @@
 """The training loop: it can be paused anywhere, leaves the teacher alone, and lies in memory as torch can bear it."""
 
-import io
 import math
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bitwise import assert_same, through_a_file
 from torch import Tensor, nn
 
 import spaces
@@ -97,30 +97,6 @@ def spy(seen: list[float], holder: list[Fit]) -> Term:
         return (0 * student.logits).sum()
 
     return Term("spy", 1.0, loss, (), ())
-
-
-def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
-def assert_same(one: Any, other: Any) -> None:
-    """Equal bit for bit, all the way down."""
-    assert type(one) is type(other)
-    if isinstance(one, Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_same(one[key], other[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for a, b in zip(one, other, strict=True):
-            assert_same(a, b)
-    else:
-        assert one == other
 
 
 # Pausing
@@ -345,8 +321,9 @@ def train_widths() -> Iterator[int]:
 
 def test_a_process_that_trains_narrow_networks_lives() -> None:
     """In a child: what torch does to narrow channels_last networks on a CPU ends the process."""
+    folders = [str(ROOT), str(Path(__file__).parent), str(ROOT / "tests" / "helpers")]
     script = (
-        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]\n"
+        f"import sys; sys.path[:0] = {folders!r}\n"
         "import torch; torch.set_num_threads(1)\n"
         "from test_fit import train_widths\n"
         "print(*train_widths())"

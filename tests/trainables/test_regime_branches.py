@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from gradients import reached
 from torch import Tensor, nn
 
 import spaces
@@ -12,7 +13,7 @@ from trainables.contracts import Data, Member, Outputs
 from trainables.curriculum import Augment, Curriculum
 from trainables.data import DataConfig, load
 from trainables.declare import Program
-from trainables.fit import Fit, OptimizerConfig, PhaseRun, Step
+from trainables.fit import Fit, OptimizerConfig
 from trainables.regimes import REGIMES, Kit, declare
 from trainables.regimes.branches import Branch, Gate
 
@@ -100,21 +101,6 @@ def test_there_is_one_trunk_and_a_tail_of_its_own_for_each_branch(data: Data, ow
     assert len({weight.sum().item() for weight in first}) == 4  # each from an initialisation of its own
 
 
-def reached(fit: Fit) -> dict[str, set[str]]:
-    """By term the parts of the program that its gradient reaches: trunk and tail of the student, branches, gate."""
-    fit.run_epoch(1)
-    run = fit._run
-    assert isinstance(run, PhaseRun)
-    run.set_modes()
-    found = {}
-    for term in fit.terms:
-        fit.members.zero_grad(set_to_none=True)
-        Step(run, next(fit.curriculum.batches(1)), {}).value(term).backward()
-        named = (name for name, p in fit.members.named_parameters() if p.grad is not None and p.grad.any())
-        found[term.name] = {part_of(name) for name in named}
-    return found
-
-
 def part_of(name: str) -> str:
     member, _, rest = name.partition(".")
     if member != "student":
@@ -123,7 +109,7 @@ def part_of(name: str) -> str:
 
 
 def test_the_ensemble_is_a_constant_for_the_branches_and_each_learns_alone(data: Data) -> None:
-    assert reached(fit_of(data)) == {
+    assert reached(fit_of(data), part_of) == {
         "cross_entropy": {"trunk", "tail"},
         "kd": {"trunk", "tail"},
         "branch1.cross_entropy": {"trunk", "branch1"},

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gradients import reached
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -17,7 +18,7 @@ from trainables.contracts import Data, Member, Outputs
 from trainables.curriculum import Augment, Curriculum
 from trainables.data import DataConfig, load
 from trainables.declare import Program
-from trainables.fit import Fit, OptimizerConfig, PhaseRun, Step
+from trainables.fit import Fit, OptimizerConfig
 from trainables.losses.kd import kd
 from trainables.regimes import REGIMES, Kit, declare
 from trainables.regimes.exits import Exit, Warmed, distance
@@ -51,21 +52,6 @@ def part_of(name: str) -> str:
     return rest.split(".")[1] if member == "student" else member
 
 
-def reached(fit: Fit) -> dict[str, set[str]]:
-    """By term the exits and the student's modules that its gradient reaches."""
-    fit.run_epoch(1)
-    run = fit._run
-    assert isinstance(run, PhaseRun)
-    run.set_modes()
-    found = {}
-    for term in fit.terms:
-        fit.members.zero_grad(set_to_none=True)
-        Step(run, next(fit.curriculum.batches(1)), {}).value(term).backward()
-        named = (name for name, p in fit.members.named_parameters() if p.grad is not None and p.grad.any())
-        found[term.name] = {part_of(name) for name in named}
-    return found
-
-
 @pytest.mark.parametrize("name", BOTH)
 def test_the_deepest_exit_learns_from_labels_alone(data: Data, name: str) -> None:
     """What an exit is taught reaches the layers before it, and never the deepest exit's own."""
@@ -74,7 +60,7 @@ def test_the_deepest_exit_learns_from_labels_alone(data: Data, name: str) -> Non
     wanted = {"cross_entropy": {"conv1", "bn1", "layer1", "layer2", "layer3", "fc"}}
     wanted |= {f"exit1.{loss}": first for loss in ("cross_entropy", *taught)}
     wanted |= {f"exit2.{loss}": second for loss in ("cross_entropy", *taught)}
-    found = reached(fit_of(data, name))
+    found = reached(fit_of(data, name), part_of)
     for exit_ in ("exit1", "exit2"):  # a hint compares maps: the classifier after them has no part in it
         assert found.get(f"{exit_}.hint", wanted[f"{exit_}.kd"]) == wanted[f"{exit_}.kd"]
     assert found == wanted

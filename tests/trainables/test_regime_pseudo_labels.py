@@ -1,7 +1,6 @@
 """Labels made between epochs: by a student for images that have none, and by clusters of what a teacher says."""
 
 import copy
-import io
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bitwise import through_a_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
@@ -72,13 +72,6 @@ def pool_of(fit: Fit) -> Tensor:
     return view.keywords["chosen"]
 
 
-def through_a_file(fit: Fit) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(fit.state_dict(), file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
 def test_going_on_from_any_epoch_is_not_stopping_where_the_teacher_is_generation_0(data, teacher) -> None:
     regime = {**TAUGHT, "hard": True}
     before = copy.deepcopy(teacher.state_dict())
@@ -86,7 +79,7 @@ def test_going_on_from_any_epoch_is_not_stopping_where_the_teacher_is_generation
     states, reports = [], []
     for epoch in range(1, EPOCHS + 1):
         reports.append(whole.run_epoch(epoch).losses)
-        states.append(through_a_file(whole))
+        states.append(through_a_file(whole.state_dict()))
     for epoch, state in enumerate(states[:-1], start=1):
         torch.manual_seed(epoch)  # what others draw in between does not matter
         resumed = fit_of(data, regime, teacher)

@@ -1,6 +1,5 @@
 """Several teachers, and one whose word is not always the same."""
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from bitwise import assert_same, through_a_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -72,30 +72,6 @@ def fit_of(
         for name, made in kit.teachers.items()
     }
     return Fit(program, curriculum, outputs, OptimizerConfig(learning_rate=0.05), 7)
-
-
-def through_a_file(state: Mapping[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
-def tensors(state: Any, path: str = "") -> dict[str, Any]:
-    """Everything in a nested state by its path."""
-    if isinstance(state, Mapping):
-        return {k: v for key, one in state.items() for k, v in tensors(one, f"{path}/{key}").items()}
-    if isinstance(state, list | tuple):
-        return {k: v for i, one in enumerate(state) for k, v in tensors(one, f"{path}/{i}").items()}
-    return {path: state}
-
-
-def assert_same(one: Any, other: Any) -> None:
-    first, second = tensors(one), tensors(other)
-    assert first.keys() == second.keys()
-    for path, value in first.items():
-        same = torch.equal(value, second[path]) if isinstance(value, Tensor) else value == second[path]
-        assert same, path
 
 
 # Settings that are not the defaults

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from bitwise import assert_same
 from torch import Tensor, nn
 
 import spaces
@@ -260,23 +261,6 @@ def resumed(name: str, epoch: int, folder: Any = None) -> Fit:
     if epoch:
         fit.load_state_dict(read(whole(name).states[epoch]))
     return fit
-
-
-def assert_same(one: Any, other: Any) -> None:
-    """Equal bit for bit, all the way down."""
-    assert type(one) is type(other)
-    if isinstance(one, Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_same(one[key], other[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for a, b in zip(one, other, strict=True):
-            assert_same(a, b)
-    else:
-        assert one == other
 
 
 def one_line(error: pytest.ExceptionInfo[BadInput]) -> str:

@@ -16,7 +16,7 @@ import spaces
 from trainables import teachers, trial
 from trainables.contracts import Data, Member
 from trainables.data import DataConfig, load
-from trainables.trial import DistillTrial, Json, StageContext, TeacherContext, checkpoint_path
+from trainables.trial import DistillTrial, Json, StageContext, TeacherContext, checkpoint_name
 
 ARCH = {"depth1": 1, "depth2": 1, "depth3": 1, "width": 4}
 EPOCHS = 3
@@ -86,7 +86,7 @@ def test_it_is_the_guidance_on_validation_images(context, data, monkeypatch) -> 
     monkeypatch.setattr(trial, "GUIDANCE_IMAGES", 1000)  # more than there are: all
     found = reports(started(context, config_of()))
     student = context.student(ARCH, 0)
-    state = torch.load(checkpoint_path(context.folder, 0), weights_only=True)["fit"]["deployed"]
+    state = torch.load((context.folder / checkpoint_name(0)), weights_only=True)["fit"]["deployed"]
     student.net.load_state_dict(state)
     own, other = (dissimilarities(one, data.valid.images) for one in (student, context.teacher_member()))
     expected = np.mean([max(pearsonr(x, y)[0] for x in own) for y in other])

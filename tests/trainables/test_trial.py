@@ -22,7 +22,7 @@ from trainables.contracts import Data
 from trainables.data import DataConfig, load
 from trainables.regimes import REGIMES
 from trainables.scores import SCORES
-from trainables.trial import DistillTrial, Json, ScoreTrial, StageContext, TeacherContext, checkpoint_path
+from trainables.trial import DistillTrial, Json, ScoreTrial, StageContext, TeacherContext, checkpoint_name
 
 EPOCHS = 4
 ARCH = {"depth1": 1, "depth2": 1, "depth3": 1, "width": 4}
@@ -101,7 +101,7 @@ def numbers(reports: list[Json]) -> str:
 
 
 def weights(context: StageContext, number: int = 0) -> Json:
-    return torch.load(checkpoint_path(context.folder, number), weights_only=True)["fit"]["deployed"]
+    return torch.load((context.folder / checkpoint_name(number)), weights_only=True)["fit"]["deployed"]
 
 
 def assert_same_weights(one: Json, other: Json) -> None:
@@ -253,7 +253,7 @@ def test_a_trial_resumed_after_any_epoch_equals_an_uninterrupted_one(context, lo
 
 def test_what_was_trained_but_not_reported_is_reported_without_training(context) -> None:
     whole = distil(config_of(), context)
-    path = checkpoint_path(context.folder, 0)
+    path = context.folder / checkpoint_name(0)
     stamp = path.stat().st_mtime_ns
     assert numbers(distil(config_of(reported=1), context)) == numbers(whole[1:])
     assert path.stat().st_mtime_ns == stamp
@@ -290,7 +290,7 @@ def test_a_damaged_checkpoint_costs_its_epochs_and_changes_nothing(context, dama
     whole = distil(config_of(), context)
     other = elsewhere(context)
     distil(config_of(), other, 2)
-    path = checkpoint_path(other.folder, 0)
+    path = other.folder / checkpoint_name(0)
     path.write_bytes(damage(path.read_bytes()))
     assert numbers(distil(config_of(reported=2), other)) == numbers(whole[2:])
     assert_same_weights(weights(other), weights(context))
@@ -302,7 +302,7 @@ def test_a_damaged_checkpoint_costs_its_epochs_and_changes_nothing(context, dama
 )
 def test_a_save_that_breaks_off_leaves_the_last_checkpoint(context, monkeypatch, number, said) -> None:
     distil(config_of(), context, 2)
-    before = checkpoint_path(context.folder, 0).read_bytes()
+    before = (context.folder / checkpoint_name(0)).read_bytes()
 
     def dying(path: Path, raw: bytes) -> None:
         with path.open("wb") as file:
@@ -314,7 +314,7 @@ def test_a_save_that_breaks_off_leaves_the_last_checkpoint(context, monkeypatch,
     assert report["done"]
     for key, value in said.items():
         assert report[key][: len(value)] == value
-    assert checkpoint_path(context.folder, 0).read_bytes() == before
+    assert (context.folder / checkpoint_name(0)).read_bytes() == before
     assert [path.name for path in (context.folder / "checkpoints").iterdir()] == ["00000.pt"]
 
 
@@ -328,7 +328,7 @@ def test_a_child_with_its_parent_s_settings_goes_on_as_the_parent_would_have(con
     child = config_of(number=1, parent=0, reported=2)
     assert numbers(distil(child, other)) == numbers(whole[2:])
     assert_same_weights(weights(other, 1), weights(context))
-    checkpoint_path(other.folder, 0).unlink()  # the child is its own from its first epoch on
+    (other.folder / checkpoint_name(0)).unlink()  # the child is its own from its first epoch on
     assert numbers(distil({**child, "reported": 3}, other)) == numbers(whole[3:])
 
 

@@ -50,7 +50,6 @@ def sla_sd(kit: Kit, *, transforms: str) -> Program:
         BadInput: losses of maps, none of labels, or permuted colors of images that do not have three.
     """
     kit.only_logits("sla_sd")
-    kit.needs_labels("sla_sd")
     if transforms == "colors" and kit.task.channels != 3:
         raise BadInput(f"regime 'sla_sd': transforms: colors needs images of 3 channels, not {kit.task.channels}")
     turns, classes = TRANSFORMS[transforms], kit.task.classes

@@ -34,7 +34,6 @@ def one(kit: Kit, branches: int, own: int) -> Program:
             cannot be cut there.
     """
     kit.only_logits("one")
-    kit.needs_labels("one")
     student, maps = kit.network(), student_maps(kit, f"regime 'one' with own: {own}", own + 1)
     tap = list(maps)[-1 - own]
     tails = {name: Branch(Tail(kit.network(name), tap, kit.task), tap) for name in numbered("branch", branches - 1)}

@@ -36,7 +36,6 @@ def cheap_convolutions(kit: Kit, kind: str, groups: int) -> Program:
         BadInput: no convolution can be made cheap, `groups` does not divide one's channels, or no loss of the recipe
             trains the teacher.
     """
-    kit.needs_labels("cheap_convolutions")
     teacher, plain = kit.network("full"), kit.network()
     kit.seeded("cheap convolutions")
     cheapen(plain.net, kind, groups)

@@ -38,7 +38,6 @@ def be_your_own_teacher(kit: Kit, hint: float) -> Program:
     Raises:
         BadInput: a student with fewer than two taps, losses that do not look at labels, or at other maps than the last.
     """
-    kit.needs_labels("be_your_own_teacher")
     exits = _exits(kit, "be_your_own_teacher")
     last = list(kit.shapes("student").maps)[-1]
     terms = kit.alone()
@@ -70,7 +69,6 @@ def multi_exit(kit: Kit, growth: float, confidence: float) -> Program:
             which a temperature means nothing.
     """
     kit.only_logits("multi_exit")
-    kit.needs_labels("multi_exit")
     starts = _temperatures(kit)
     exits = _exits(kit, "multi_exit")
     terms = kit.alone()

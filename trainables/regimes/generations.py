@@ -29,7 +29,6 @@ def snapshot(kit: Kit, cycles: int) -> Program:
     Raises:
         BadInput: fewer epochs than cycles, or losses that do not look at labels.
     """
-    kit.needs_labels("snapshot")
     members = {name: kit.network(name) for name in ("student", "snapshot")}
     first, *others = kit.shares(*[1.0] * cycles)
     phases = [Phase("cycle 1", first, tuple(kit.alone(epochs=first)))]

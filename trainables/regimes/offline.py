@@ -1,6 +1,6 @@
 """Learning from frozen teachers, and from nobody."""
 
-from trainables.declare import Phase, Program
+from trainables.declare import Program, program
 from trainables.regimes.kit import Kit
 
 
@@ -17,4 +17,4 @@ def offline(kit: Kit) -> Program:
 def _alone(kit: Kit, teacher: bool) -> Program:
     student = kit.network()
     terms = kit.terms() if teacher else kit.supervised()
-    return Program({"student": student}, (Phase("train", kit.epochs, tuple(terms)),))
+    return program(student, terms, kit.epochs)

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from spaces import BadInput
 from trainables.contracts import Member, class_maps
 from trainables.cost import WEIGHTED
-from trainables.declare import Phase, Program
+from trainables.declare import Program, program
 from trainables.regimes.common import pixels_of
 from trainables.regimes.kit import Kit
 
@@ -40,7 +40,7 @@ def quantised(kit: Kit, bits: int, bucket: int, first_last: bool, norms: bool) -
         raise BadInput("regime 'quantised': the student has no weights to quantise but in its first layer and head")
     student = kit.add("student", Quantised(plain, Grid(bits, bucket), names))
     terms = kit.terms() if kit.teachers else kit.alone()
-    return Program({"student": student}, (Phase("train", kit.epochs, tuple(terms)),))
+    return program(student, terms, kit.epochs)
 
 
 def chosen(member: Member, first_last: bool, norms: bool) -> list[str]:

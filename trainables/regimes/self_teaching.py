@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from trainables.contracts import Outputs
 from trainables.curriculum import Batch, Curriculum
-from trainables.declare import Made, Of, Phase, Program
+from trainables.declare import Made, Of, Phase, Program, program
 from trainables.regimes import actions
 from trainables.regimes.kit import Kit
 
@@ -31,8 +31,7 @@ def tf_kd(kit: Kit, *, kind: str, right: float, tau: float) -> Program:
     if kind == "virtual":
         kit.only_logits("tf_kd")
         virtual = Made(partial(virtual_teacher, right=right, tau=tau), (Of("student", stop=True),), stop=True)
-        return Program({"student": student}, (Phase("train", kit.epochs, tuple(kit.terms(targets=[virtual]))),))
-    kit.needs_labels("tf_kd")
+        return program(student, kit.terms(targets=[virtual]), kit.epochs)
     members = {"student": student, "earlier": kit.network("earlier")}
     again = kit.network("again")
     first, second = kit.shares(1, 1)
@@ -73,8 +72,7 @@ def cs_kd(kit: Kit) -> Program:
     kit.only_logits("cs_kd")
     student = kit.network()
     terms = kit.terms(targets=[Of("student", "partner", stop=True)])
-    phase = Phase("train", kit.epochs, tuple(terms))
-    return Program({"student": student}, (phase,), views={"partner": partners}, unmixed=True)
+    return program(student, terms, kit.epochs, views={"partner": partners}, unmixed=True)
 
 
 def partners(batch: Batch, curriculum: Curriculum) -> Batch:

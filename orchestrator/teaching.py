@@ -1,0 +1,91 @@
+"""The teachers of a run: obtained once, kept in its directory, and given to each stage as it needs them."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import ray
+import torch
+
+from orchestrator import kept_outputs
+from orchestrator.prepared import Search
+from orchestrator.run_directory import Run, RunFailed
+from orchestrator.specs import StageSpec
+from trainables import cost, teacher_training, teachers
+from trainables.trial import TeacherContext
+
+
+def obtained(run: Run, search: Search, which: str) -> TeacherContext:
+    """A teacher, trained or loaded once and kept in the run's directory."""
+    config, path = search.teachers[which], run.path / f"{which}.safetensors"
+    told = (event for event in run.events() if event["event"] == "teacher")
+    noted = next((event for event in told if event.get("which", "teacher") == which), None)
+    if noted is not None and path.exists():
+        member = teachers.build(config, search.data)
+        teachers.load_weights(member, path)
+        if teachers.weights_hash(member) != noted["sha256"]:
+            raise RunFailed(f"{path} is not the teacher that this run began with; put that file back")
+        return TeacherContext(config, _arrays(member.net.state_dict()), noted["sha256"], None)
+    resources = run.recipe.resources
+    obtain = ray.remote(num_cpus=resources.cpu, num_gpus=resources.gpu)(teacher_training.obtain)
+    augment = next((stage.augment for stage in run.recipe.stages if stage.augment), {})
+    trained: teacher_training.Trained = ray.get(obtain.remote(config, search.data, augment, resources.gpu > 0))
+    member = teachers.build(config, search.data)
+    member.net.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in trained.weights.items()})
+    teachers.save_weights(member, path)
+    source = "kept" if trained.kept else _source(config)
+    counted = {"params": cost.params(member.net), "flops": cost.flops(member.net, search.data.task)}
+    run.ledger.append(
+        "teacher",
+        which=which,
+        name=teachers.describe(config),
+        source=source,
+        seconds=trained.seconds,
+        sha256=trained.hash,
+        metrics=trained.metrics,
+        **counted,
+    )
+    return TeacherContext(config, trained.weights, trained.hash, None)
+
+
+def _source(config: teachers.TeacherConfig) -> str:
+    if config.weights:
+        return "file"
+    if config.train_epochs:
+        return "trained"
+    return "random" if config.random else "timm" if config.timm else "torchvision"
+
+
+def _arrays(state: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.cpu().numpy() for name, tensor in state.items()}
+
+
+def of_stage(
+    stage: StageSpec, taught_by: Mapping[str, TeacherContext], run: Run, search: Search
+) -> Mapping[str, TeacherContext]:
+    """The teachers as a stage needs them: as they are, as initialised, or with a place for their outputs."""
+    if stage.trial == "distill":
+        return _with_outputs(stage, taught_by, run, search) if taught_by else {}
+    if stage.teacher == "given":
+        return taught_by
+    return {name: _untrained(teacher, search) for name, teacher in taught_by.items()}
+
+
+def _untrained(teacher: TeacherContext, search: Search) -> TeacherContext:
+    config = replace(teacher.config, random=True, weights=None, train_epochs=0, pretrained=False)
+    member = teachers.build(config, search.data)
+    return TeacherContext(config, _arrays(member.net.state_dict()), teachers.weights_hash(member), None)
+
+
+def _with_outputs(
+    stage: StageSpec, taught_by: Mapping[str, TeacherContext], run: Run, search: Search
+) -> Mapping[str, TeacherContext]:
+    """Keep the teachers' outputs if they fit into `teacher_cache_gb`; else each student pays for them."""
+    nets = {name: search.teacher_net(name) for name in taught_by}
+    gigabytes, views = kept_outputs.room(stage, search.declared(stage), nets, search.data)
+    if gigabytes <= run.recipe.teacher_cache_gb:
+        return {n: replace(teacher, outputs=run.path.resolve() / "teacher-outputs") for n, teacher in taught_by.items()}
+    run.note(stage.name, (
+        f"the teacher's outputs ({', '.join(views)}) would take {gigabytes:.1f} GB, more than teacher_cache_gb "
+        f"{run.recipe.teacher_cache_gb:g}: they are computed for each student"))  # fmt: skip
+    return taught_by
