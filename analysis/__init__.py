@@ -6,7 +6,7 @@ from analysis.curves import curves
 from analysis.errors import BadInput
 from analysis.pareto import hypervolume, pareto
 from analysis.ranking import rank, rank_scores
-from analysis.results import Results, events, frames, load, load_many, write_tables
+from analysis.results import Results, are_current, events, frames, load, load_many, write_tables
 from analysis.schema import describe_columns
 from analysis.scores import load_scores, missing
 
@@ -15,6 +15,7 @@ __all__ = [
     "Results",
     "agreement",
     "agreement_with",
+    "are_current",
     "combine_ranks",
     "curves",
     "describe_columns",

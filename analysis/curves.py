@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from analysis.errors import BadInput, unknown
 from analysis.ranking import FINISHED
+from analysis.remote import Address, local, names
 from analysis.results import Results, load
 
 Name = Literal["roc", "pr", "reliability", "confusion"]
@@ -57,28 +58,38 @@ def curves(results: Results | str | Path, curve: Name | None = None, stage: str 
     return pd.concat(tables, ignore_index=True)
 
 
-def _files(results: Results) -> Iterator[tuple[pd.Series, Path]]:
+def _files(results: Results) -> Iterator[tuple[pd.Series, Path | Address]]:
     """The finished trials that have a file of curves, with it, in the order of the table."""
     finished = results.trials[results.trials["status"].isin(FINISHED)]
-    folders = _folders(results)
+    runs = _folders(results)
+    known: dict[tuple[str, str], set[str]] = {}
     for _, trial in finished.iterrows():
-        stage = f"{trial['stage_index']:02d}-{trial['stage']}"
-        file = folders[trial["run"]] / "stages" / stage / "curves" / f"{trial['number']:05d}.parquet"
-        if file.is_file():
-            yield trial, file
+        stage, name = f"{trial['stage_index']:02d}-{trial['stage']}", f"{trial['number']:05d}.parquet"
+        folder = runs[trial["run"]] / "stages" / stage / "curves"
+        if (place := (trial["run"], stage)) not in known:
+            known[place] = _names(folder)
+        if name in known[place]:
+            yield trial, folder / name
 
 
-def _folders(results: Results) -> dict[str, Path]:
-    """Each run's directory by its name."""
+def _names(folder: Path | Address) -> set[str]:
+    if isinstance(folder, Address):
+        return set(names(folder))
+    return {file.name for file in folder.iterdir() if file.is_file()} if folder.is_dir() else set()
+
+
+def _folders(results: Results) -> dict[str, Path | Address]:
+    """Each run's directory or address by its name."""
     paths = results.paths
     if len(paths) > 1:  # their order is the tables', where a run without stages has no row
         paths = tuple(path for path in paths if len(load(path).stages))
     return dict(zip(dict.fromkeys(results.stages["run"]), paths, strict=True))
 
 
-def _read(file: Path, trial: pd.Series, curve: Name | None) -> pd.DataFrame:
+def _read(file: Path | Address, trial: pd.Series, curve: Name | None) -> pd.DataFrame:
     try:
-        table = pq.ParquetFile(file).read()
+        with local(file) as here:
+            table = pq.ParquetFile(here).read()
     except (pa.ArrowInvalid, OSError):
         raise BadInput(f"{file} is no Parquet file; without it, trial {trial['number']} has no curves") from None
     frame = table.to_pandas().astype({"curve": "string", "class": "Int64", "label": "string"})

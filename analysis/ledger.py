@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.errors import BadInput
+from analysis.remote import Address, fetched, place
 from analysis.schema import EPOCHS, TRIALS, Column, is_setting
 
 SCHEMA = 1
@@ -25,13 +27,30 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "trial": ("stage", "number", "proposal", "seed", "control", "arch", "hash"),
     "report": ("stage", "number", "epoch", "seconds", "metrics"),
     "end": ("stage", "number", "status"),
+    "lost": ("stage", "number", "reason"),
+    "retry": ("stage", "number"),
     "keep": ("stage", "proposals"),
     "stage_end": ("stage", "seconds"),
     "run_end": ("seconds",),
     "resume": (),
 }
-_PER_TRIAL = ("trial", "report", "end")
-_BULKY = re.compile(rb'"event"\s*:\s*"(trial|report|end)"')
+# Types of an event's values, whichever it is; null where it may be missing. JSON has no other integers and numbers.
+_NUMBER = (int, float)
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("name", "stage", "hash", "status"), (str,)),
+    **dict.fromkeys(("index", "schema", "number", "proposal", "seed", "epoch"), (int,)),
+    **dict.fromkeys(("arch", "metrics"), (dict,)),
+    **dict.fromkeys(("cost", "objective", "reasons"), (dict, type(None))),
+    "params": (dict, int, type(None)),  # a trial's hyperparameters; how many a teacher has
+    **dict.fromkeys(("time",), _NUMBER),
+    **dict.fromkeys(("which", "reason", "combine", "sampler", "scheduler", "origin", "worker"), (str, type(None))),
+    **dict.fromkeys(("start_epoch", "epochs", "seeds", "parent", "slots"), (int, type(None))),
+    "seconds": (*_NUMBER, type(None)),
+    "control": (bool, type(None)),
+    "proposals": (list,),
+}
+_PER_TRIAL = ("trial", "report", "lost", "end", "retry")
+_BULKY = re.compile(rb'"event"\s*:\s*"(trial|report|lost|end|retry)"')
 _STAGE_DTYPES = {
     "run": "string",
     "stage": "string",
@@ -64,7 +83,7 @@ def ledger_file(path: str | Path) -> Path:
 
 
 def events(path: str | Path, header_only: bool = False) -> Iterator[Event]:
-    """The events of a run's directory or ledger, in order, read as they are asked for.
+    """The events of a run's directory (or address) or ledger, in order, read as they are asked for.
 
     A last line without its newline was being written when the run was cut off, and is left out.
 
@@ -74,7 +93,13 @@ def events(path: str | Path, header_only: bool = False) -> Iterator[Event]:
     Raises:
         BadInput: no ledger, a broken line (named), or a ledger of a newer dux.
     """
-    return _parse(ledger_file(path), header_only)
+    where = place(path)
+    return _far(where, header_only) if isinstance(where, Address) else _parse(ledger_file(where), header_only)
+
+
+def _far(address: Address, header_only: bool) -> Iterator[Event]:
+    with fetched(address) as folder:
+        yield from _parse(ledger_file(folder), header_only)
 
 
 def _parse(file: Path, header_only: bool) -> Iterator[Event]:
@@ -87,14 +112,41 @@ def _parse(file: Path, header_only: bool) -> Iterator[Event]:
             try:
                 event = json.loads(line)
                 kind = event["event"]
-            except (ValueError, TypeError, KeyError):
-                raise BadInput(f"{file}, line {number}: not a JSON object with an 'event'") from None
-            for name in _REQUIRED.get(kind, ()):
-                if name not in event:
-                    raise BadInput(f"{file}, line {number}: the event {kind!r} lacks {name!r}")
+            except (ValueError, TypeError, KeyError, RecursionError):
+                raise broken(file, number, "not a JSON object with an 'event'") from None
+            if fault := _fault(kind, event):
+                raise broken(file, number, f"the event {kind!r} {fault}")
             if kind == "run" and event["schema"] > SCHEMA:
                 raise BadInput(f"{file} was written by a newer dux: schema {event['schema']}, known up to {SCHEMA}")
             yield event
+
+
+def broken(file: Path, number: int, fault: str) -> BadInput:
+    """A line of a ledger that cannot be, and how to go on from the lines before it."""
+    if number == 1:
+        how = f"put the file back from a copy, or begin anew: dux run {file.with_name('recipe.yaml')}"
+    else:
+        how = f"go on from the lines before it, and what they lack is computed again: {cut_off(file, number)}"
+    return BadInput(f"{file}, line {number}: {fault}; {how}")
+
+
+def cut_off(file: Path, number: int) -> str:
+    """What to type to remove a ledger's lines from this one on, and to go on."""
+    return f"sed -i '{number},$d' {shlex.quote(str(file))}; dux resume {shlex.quote(str(file.parent))}"
+
+
+def _fault(kind: Any, event: Event) -> str | None:
+    """What is wrong with a known event: a value that is missing, or of another type."""
+    required = _REQUIRED.get(kind) if isinstance(kind, str) else None
+    if required is None:
+        return None
+    for name in required:
+        if name not in event:
+            return f"lacks {name!r}"
+    for name, value in event.items():
+        if name in _TYPES and not isinstance(value, _TYPES[name]):
+            return f"has {name!r} of type {type(value).__name__}"
+    return None
 
 
 class Columns:
@@ -162,6 +214,12 @@ class _Trial:
     last: Event = field(default_factory=dict)  # the report of the last epoch
     seen: set[int] = field(default_factory=set)  # epochs
     seconds: float = 0.0
+    lost: int = 0  # how often its worker was lost
+
+    def begin_again(self, retry: Event) -> None:
+        """It has not failed after all; where its student could not be built before, its cost is known by now."""
+        self.end = {}
+        self.event = {**self.event, **{name: retry[name] for name in ("cost",) if name in retry}}
 
 
 @dataclass
@@ -211,6 +269,10 @@ class Ledger:
                 self._report(event)
             case "end":
                 self._trial(event).end = event
+            case "lost":
+                self._trial(event).lost += 1
+            case "retry":
+                self._trial(event).begin_again(event)
             case "keep":
                 self._stage(event)["kept"] = event["proposals"]
             case "stage_end":
@@ -263,6 +325,7 @@ class Ledger:
             "start_epoch": event.get("start_epoch") or 0,
             "status": trial.end.get("status", "running" if trial.last else "waiting"),
             "reason": trial.end.get("reason"),
+            "lost": trial.lost,
             "arch": compact(event["arch"]),
             "epochs": trial.last.get("epoch", event.get("start_epoch") or 0),
             "seconds": trial.seconds,

@@ -3,6 +3,7 @@
 import html
 import math
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.errors import BadInput
-from analysis.ledger import Ledger, events, frames, ledger_file
+from analysis.ledger import Ledger, broken, events, frames, ledger_file
+from analysis.remote import Address, fetched, place
 from analysis.schema import LAYOUT
 
 STATUSES = ("completed", "stopped", "failed", "running", "waiting")
@@ -26,7 +28,7 @@ class Results:
     """What came out of one run, or of several side by side.
 
     Args:
-        paths: the runs' directories.
+        paths: the runs' directories, or addresses in an object store.
         name: of the run; of several, their names with commas.
         trials: a row a trial; `analysis.schema` describes the columns.
         epochs: a row a report.
@@ -38,7 +40,7 @@ class Results:
         recipe: its name.
     """
 
-    paths: tuple[Path, ...]
+    paths: tuple[Path | Address, ...]
     name: str
     trials: pd.DataFrame
     epochs: pd.DataFrame
@@ -50,8 +52,8 @@ class Results:
     recipe: str
 
     @property
-    def path(self) -> Path:
-        """The run's directory; of several, the first."""
+    def path(self) -> Path | Address:
+        """The run's directory or address; of several, the first."""
         return self.paths[0]
 
     @property
@@ -118,10 +120,11 @@ def write(run_dir: str | Path, trials: pd.DataFrame, epochs: pd.DataFrame, ledge
         arrow = pa.Table.from_pandas(table, preserve_index=False)
         mark = {b"dux.ledger_bytes": str(ledger_bytes).encode(), b"dux.layout": str(LAYOUT).encode()}
         arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), **mark})
+        arrow = arrow.replace_schema_metadata({**arrow.schema.metadata, _CHECK: _checksum(arrow.schema)})
         file = Path(run_dir) / name
         beside = file.with_name(f".{name}.{os.getpid()}.tmp")
         try:
-            pq.write_table(arrow, beside)
+            pq.write_table(arrow, beside, write_page_checksum=True)
             os.replace(beside, file)
         finally:
             beside.unlink(missing_ok=True)
@@ -135,15 +138,32 @@ def write_tables(run_dir: str | Path) -> None:
     write(file.parent, *frames(events(file)), ledger_bytes=size)
 
 
+_CHECK = b"dux.check"
+
+
+def _checksum(schema: pa.Schema) -> bytes:
+    """Of what a Parquet file says of itself; its pages have checksums of their own."""
+    said = sorted((name, value) for name, value in (schema.metadata or {}).items() if name != _CHECK)
+    return b"%08x" % zlib.crc32(repr((schema.names, [str(kind) for kind in schema.types], said)).encode())
+
+
+def are_current(run: str | Path) -> bool:
+    """Whether both tables of a run are there, whole, and made from all of its ledger."""
+    file = ledger_file(run)
+    return _stored(file.parent, file.stat().st_size) is not None
+
+
 def _stored(run_dir: Path, ledger_bytes: int) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     """The tables that were written from a ledger of this size, if both were."""
     tables = []
     for name in _TABLES:
         try:
-            table = pq.read_table(run_dir / name)
-        except (OSError, pa.ArrowInvalid):  # not there or cut off: the ledger has it all
+            table = pq.ParquetFile(run_dir / name, page_checksum_verification=True).read()
+        except (OSError, pa.ArrowException):  # not there or cut off: the ledger has it all
             return None
         mark = table.schema.metadata or {}
+        if mark.get(_CHECK) != _checksum(table.schema):
+            return None
         if mark.get(b"dux.ledger_bytes") != str(ledger_bytes).encode():
             return None
         if mark.get(b"dux.layout") != str(LAYOUT).encode():
@@ -153,18 +173,24 @@ def _stored(run_dir: Path, ledger_bytes: int) -> tuple[pd.DataFrame, pd.DataFram
 
 
 def load(run: str | Path) -> Results:
-    """The results of the run in this directory, finished or not; nothing is written.
+    """The results of the run in this directory or object store (`s3://...`), finished or not; nothing is written.
 
     Raises:
-        BadInput: not a run, a broken ledger, or one of a newer dux.
+        BadInput: not a run, a broken ledger, one of a newer dux, or a store that does not answer.
     """
-    file = ledger_file(run)
+    where = place(run)
+    if isinstance(where, Address):
+        with fetched(where) as folder:
+            return replace(load(folder), paths=(where,))
+    file = ledger_file(where)
     tables = _stored(file.parent, file.stat().st_size)
     if tables is None:
         ledger = Ledger.of(events(file))
         tables = ledger.tables()
     else:
         ledger = Ledger.of(events(file, header_only=True))
+    if not ledger.run:
+        raise broken(file, 1, "not the beginning of a run")
     trials, epochs = tables
     return Results(
         paths=(file.parent,),
@@ -219,10 +245,14 @@ def load_many(runs: Iterable[str | Path]) -> Results:
 
 
 def _distinct_names(loaded: Sequence[Results]) -> list[str]:
-    for names in ([part.name for part in loaded], [part.path.resolve().name for part in loaded]):
+    for names in ([part.name for part in loaded], [_folder_name(part.path) for part in loaded]):
         if len(set(names)) == len(names) and all(names):
             return names
-    return [f"{part.path.resolve().name} ({place})" for place, part in enumerate(loaded, 1)]
+    return [f"{_folder_name(part.path)} ({place})" for place, part in enumerate(loaded, 1)]
+
+
+def _folder_name(run: Path | Address) -> str:
+    return run.resolve().name if isinstance(run, Path) else run.name
 
 
 def _renamed(part: Results, name: str) -> Results:

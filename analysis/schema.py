@@ -17,7 +17,7 @@ ENSEMBLES = {
     "ensemble.vote": "The share of the other candidates that it beats by a majority of those scores (arXiv:2101.08134)",
 }
 
-LAYOUT = 4
+LAYOUT = 5
 """Version of these columns; tables that were written with another one are computed anew from the ledger."""
 
 
@@ -97,6 +97,7 @@ TRIALS = (
     Column("start_epoch", "int64", "epochs", "none", "identity", "epochs that its parent had behind it"),
     Column("status", "string", "", "none", "identity", "waiting, running, completed, stopped (early) or failed"),
     Column("reason", "string", "", "none", "identity", "why it was stopped or failed"),
+    Column("lost", "int64", "", "lower", "identity", "how often its worker was lost, or ran out of memory"),
     Column("arch", "string", "JSON", "none", "identity", "the architecture"),
     Column("params", "Int64", "", "lower", "cost", "trainable parameters"),
     Column("flops", "Int64", "", "lower", "cost", "operations of one image"),

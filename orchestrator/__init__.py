@@ -19,22 +19,32 @@ def run(
     name: str | None = None,
     address: str | None = None,
     progress: bool | None = None,
+    start_from: str | Path | None = None,
+    or_resume: bool = False,
 ) -> "Results":
     """Run a search to its end and return its results; they lie in `storage`/`name`.
 
     Args:
         recipe: a recipe, the name of one that comes with dux, or a YAML file.
         overrides: values by dotted path, such as `{"stages.short.epochs": 3}`.
+        storage: a folder, or an address in an object store (`s3://bucket/runs`), as text; its credentials come from
+            the environment. A run of an object store works in the cache folder and is brought over as it goes.
         address: of a Ray cluster; None starts Ray on this machine alone.
         progress: show a live display; None shows one in a terminal and in a notebook.
+        start_from: an earlier run of the same students. What it knows is not computed again: trials that would come
+            out the same are taken over, and a stage of which nothing can be begins with its best students.
+        or_resume: go on with the run of this name if there is one (it must be of the same recipe): so that one command
+            can be repeated until it ends well. A finished one is read back.
 
     Raises:
         BadInput: a mistake in what was given; nothing was created.
         RunFailed: the run cannot go on; what it has done is kept.
     """
+    from analysis.remote import place
     from orchestrator.launch import launch
 
-    return launch(recipe, overrides or {}, Path(storage), name, address, progress)
+    origin = place(start_from) if start_from is not None else None
+    return launch(recipe, overrides or {}, place(storage), name, address, progress, origin, or_resume)
 
 
 def score(
@@ -62,22 +72,29 @@ def score(
 
     The other arguments, and what is raised, are those of `run`.
     """
+    from analysis.remote import place
     from orchestrator.launch import launch_scores
 
     how = {"every": every, "archs": archs, "scores": scores, "seeds": seeds, "trials": trials}
     file = Path(output) if output is not None else None
-    return launch_scores(recipe, overrides or {}, how, file, Path(storage), name, address, progress)
+    return launch_scores(recipe, overrides or {}, how, file, place(storage), name, address, progress)
 
 
-def resume(path: str | Path, *, address: str | None = None, progress: bool | None = None) -> "Results":
+def resume(
+    path: str | Path, *, address: str | None = None, progress: bool | None = None, retry_failed: bool = False
+) -> "Results":
     """Go on with an interrupted run: nothing that has finished runs again.
+
+    Args:
+        retry_failed: begin the failed trials of the stage that has not ended again, once what they failed of is mended.
 
     Raises:
         BadInput: no run, or one that another process holds.
     """
+    from analysis.remote import place
     from orchestrator.launch import take_up
 
-    return take_up(Path(path), address, progress)
+    return take_up(place(path), address, progress, retry_failed)
 
 
 def __getattr__(name: str) -> Any:

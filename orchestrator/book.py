@@ -5,8 +5,9 @@ the events that are there. Proposals and stopping decisions are functions of the
 """
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import product
 from typing import Any, Literal, Protocol
@@ -19,64 +20,16 @@ from analysis.schema import direction
 from orchestrator.ledger import Event, Ledger
 from orchestrator.schedulers import StopRule
 from orchestrator.specs import StageSpec
-from spaces.seeding import stable_hash
+from orchestrator.trials import Proposal, Status, Trial
 
-Status = Literal["waiting", "running", "completed", "stopped", "failed"]
-FINISHED: tuple[Status, ...] = ("completed", "stopped", "failed")
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A student and how it is distilled; one trial for each seed, and for each control."""
-
-    arch: Mapping[str, Any]
-    hash: str  # of the architecture's canonical form
-    cost: Mapping[str, float]
-    params: Mapping[str, Any] = field(default_factory=dict)  # hyperparameters by dotted path
-    parent: int | None = None  # the trial whose weights it starts from
-    start_epoch: int = 0
-    until: int = 0  # the epoch after which it is done
-    origin: str = "search"  # or "rival"; see `recipe.Rivals`
-
-    @property
-    def key(self) -> str:
-        """Equal for proposals that would give the same result."""
-        return stable_hash([self.hash, dict(self.params), self.parent, self.start_epoch])
-
-
-@dataclass
-class Trial:
-    """One trial: a proposal with a seed, with or without the teacher."""
-
-    number: int
-    proposal: int
-    seed: int
-    control: bool
-    status: Status = "waiting"
-    reports: list[Event] = field(default_factory=list)
-    reason: str | None = None
-    ended: bool = False  # whether its end is in the ledger
-
-    @property
-    def epoch(self) -> int | None:
-        """The last epoch that was reported."""
-        return self.reports[-1]["epoch"] if self.reports else None
-
-    @property
-    def metrics(self) -> Mapping[str, Any]:
-        """Of the last report."""
-        return self.reports[-1]["metrics"] if self.reports else {}
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing more will be reported."""
-        return self.status in FINISHED
+ENOUGH = 10  # trials that must have ended before the share of failed ones says something
 
 
 class Proposer(Protocol):
     """Where proposals come from: a function of the book."""
 
     waits: bool  # whether results of running trials can lead to further proposals when there is none now
+    first: Sequence[Mapping[str, Any]]  # what is fixed of the first proposals
 
     @property
     def learns(self) -> bool:
@@ -92,6 +45,14 @@ class Proposer(Protocol):
         """The next proposal; None if there is none now (all made, or waiting for results)."""
         ...
 
+    def again(self, earlier: Proposal, book: "Book") -> Proposal | None:
+        """A proposal of an earlier run as one of this stage; None if this stage would not make it."""
+        ...
+
+    def starts(self, students: Iterable[Proposal]) -> list[dict[str, Any]]:
+        """What `first` is where a search begins with these students, best first."""
+        ...
+
 
 class Book:
     """The trials of one stage.
@@ -102,12 +63,20 @@ class Book:
         rule: stops trials early.
         combine: how several terms of the objective become one value: `sum` of the metrics, or `rank` (the mean
             of normalised ranks among the stage's candidates: for scores, whose scales do not compare).
+        max_failures, max_failure_rate: see `recipe.Recipe`.
     """
 
     def __init__(
-        self, stage: StageSpec, ledger: Ledger | None, rule: StopRule, combine: Literal["sum", "rank"]
+        self,
+        stage: StageSpec,
+        ledger: Ledger | None,
+        rule: StopRule,
+        combine: Literal["sum", "rank"],
+        max_failures: int = 2,
+        max_failure_rate: float = 0.8,
     ) -> None:
         self.stage, self.rule, self.combine = stage, rule, combine
+        self.max_failures, self.max_failure_rate = max_failures, max_failure_rate
         self._ledger = ledger
         self.trials: dict[int, Trial] = {}
         self.proposals: list[Proposal] = []
@@ -116,14 +85,18 @@ class Book:
         self._open: dict[int, Trial] = {}  # trials whose end is not in the ledger
         self.kept: list[int] | None = None
         self.ended = False
-        self.failure: OSError | None = None  # why nothing more can be written; Tune hides what its callbacks raise
+        self.hopeless = False  # whether too many trials have failed to go on
+        self._ends: Counter[Status] = Counter()
+        self.failure: Exception | None = None  # what Tune's callbacks have raised, which Tune hides
         self._values: dict[int, float] | None = None
 
     # What happens
 
     def propose(self, proposal: Proposal) -> None:
-        """Note a proposal: a trial for each seed, and for each control."""
+        """Note a proposal: a trial for each seed, and for each control. They have failed if it cannot be built."""
         self._write_trials(len(self.proposals), proposal, known=0)
+        for trial in self.members[-1]:
+            self._end_if_due(trial)
 
     def _write_trials(self, number: int, proposal: Proposal, known: int) -> None:
         """The trials of a proposal from the `known`-th on."""
@@ -143,6 +116,7 @@ class Book:
                 start_epoch=proposal.start_epoch,
                 until=proposal.until,
                 origin=proposal.origin,
+                **({"fault": proposal.fault} if proposal.fault else {}),
             )
 
     def report(
@@ -161,16 +135,51 @@ class Book:
         if not self.trials[number].ended:
             self._write("end", number=number, status=status, reason=reason)
 
+    def lose(self, number: int, why: str, alone: bool) -> None:
+        """Note that a trial's worker was lost. It is begun again, unless that has happened too often.
+
+        Args:
+            alone: whether the worker had no other trials in hand; if it had, nobody knows whose fault it was.
+        """
+        trial = self.trials[number]
+        if not trial.done:
+            self._write("lost", number=number, reason=why, alone=alone)
+            self._end_if_due(trial)
+
+    def retry(self, number: int, **mended: Any) -> None:
+        """Note that a failed trial is begun again, with what it has reported.
+
+        Args:
+            mended: the proposal's `cost`, if it could not be built before.
+        """
+        assert self.trials[number].status == "failed"
+        self._write("retry", number=number, **mended)
+
+    def _end_if_due(self, trial: Trial) -> None:
+        """End a trial that cannot be built, or whose worker was lost too often."""
+        blamed = [event["reason"] for event in trial.lost if event["alone"]]
+        if fault := self.proposals[trial.proposal].fault:
+            self.end(trial.number, "failed", fault)
+        elif len(blamed) > self.max_failures:
+            often = f"failed {len(blamed)} times, the last time: " if len(blamed) > 1 else ""
+            self.end(trial.number, "failed", often + blamed[-1])
+
     def mend(self) -> None:
         """Write what a kill has cut off: further trials of the last proposal, and ends of trials that had ended."""
         if self.proposals:
             self._write_trials(len(self.proposals) - 1, self.proposals[-1], known=len(self.members[-1]))
         for trial in list(self._open.values()):
-            if trial.epoch is not None:
-                if trial.status == "stopped":
-                    self.end(trial.number, "stopped")
-                elif trial.epoch >= self.proposals[trial.proposal].until:
-                    self.end(trial.number, "completed")
+            if trial.status == "stopped":
+                self.end(trial.number, "stopped")
+            elif trial.epoch is not None and trial.epoch >= self.proposals[trial.proposal].until:
+                self.end(trial.number, "completed")
+            else:
+                self._end_if_due(trial)
+
+    def give_up(self) -> None:
+        """Write nothing more: the run is left as it is, and whoever comes late with a report gets an error."""
+        if self._ledger is not None:
+            self._ledger.close()
 
     def keep(self, proposals: Iterable[int]) -> None:
         """Note who goes on to the next stage, best first."""
@@ -196,8 +205,9 @@ class Book:
 
     def _apply_trial(self, event: Event) -> None:
         if event["proposal"] == len(self.proposals):
-            fields = ("arch", "hash", "cost", "params", "parent", "start_epoch", "until")
-            proposal = Proposal(**{name: event[name] for name in fields}, origin=event.get("origin", "search"))
+            names = ("arch", "hash", "cost", "params", "parent", "start_epoch", "until")
+            more = {name: event[name] for name in ("origin", "fault") if name in event}
+            proposal = Proposal(**{name: event[name] for name in names}, **more)
             self.keys[proposal.key] = len(self.proposals)
             self.proposals.append(proposal)
             self.members.append([])
@@ -219,6 +229,21 @@ class Book:
         trial, self._values = self.trials[event["number"]], None
         trial.status, trial.reason, trial.ended = event["status"], event["reason"], True
         self._open.pop(trial.number, None)
+        self._ends[trial.status] += 1
+        self.hopeless |= self._ends.total() >= ENOUGH and self.fails_too_often()
+
+    def _apply_lost(self, event: Event) -> None:
+        self.trials[event["number"]].lost.append(event)
+
+    def _apply_retry(self, event: Event) -> None:
+        trial, self._values = self.trials[event["number"]], None
+        trial.status = "running" if trial.reports else "waiting"
+        trial.reason, trial.ended, trial.lost = None, False, []
+        self._open[trial.number] = trial
+        self._ends["failed"] -= 1
+        self.hopeless = False
+        if "cost" in event:
+            self.proposals[trial.proposal] = replace(self.proposals[trial.proposal], cost=event["cost"], fault=None)
 
     def _apply_keep(self, event: Event) -> None:
         self.kept = event["proposals"]
@@ -285,6 +310,10 @@ class Book:
             left, number = left - front, number + 1
         # Without all its values a proposal dominates nothing and is dominated by nothing: it comes last.
         return fronts | {p: number for p in values if np.isnan(values[p]).any()}
+
+    def fails_too_often(self) -> bool:
+        """Whether of the trials that have ended a larger share has failed than may."""
+        return self._ends["failed"] > self.max_failure_rate * self._ends.total()
 
     def count(self, status: Status) -> int:
         """How many trials are in this state."""

@@ -1,11 +1,15 @@
 """The command `dux`. Imports only what parsing takes: torch and Ray come with the commands that need them."""
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
+
+from orchestrator.signals import at_the_command_line
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -14,14 +18,16 @@ app = typer.Typer(
     help="Finds the student network that learns most from a given teacher.",
 )
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name (dux list recipes) or YAML file.")]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe's name (dux list recipes), YAML file, or run.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="Override a value of the recipe, as in stages.short.epochs=3."),
 ]
 Name = Annotated[str | None, typer.Option(help="Name of the run; default: the recipe's and the time.")]
-Storage = Annotated[Path, typer.Option(help="Where runs lie.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")]
+Storage = Annotated[str, typer.Option(help="Where runs lie: a folder, or an object store as in s3://bucket/runs.")]
+RunPath = Annotated[str, typer.Argument(metavar="RUN", help="A run's directory, or its address in an object store.")]
 Address = Annotated[str | None, typer.Option(help="Address of a Ray cluster; default: this machine alone.")]
 
 
@@ -30,9 +36,15 @@ def run(
     recipe: RecipeName,
     set_: Overrides = None,
     name: Name = None,
-    storage: Storage = Path("runs"),
+    storage: Storage = "runs",
     address: Address = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and run nothing.")] = False,
+    origin: Annotated[
+        str | None, typer.Option("--from", metavar="RUN", help="An earlier run to start from: what it knows is kept.")
+    ] = None,
+    or_resume: Annotated[
+        bool, typer.Option("--or-resume", help="Go on with the run of this name if there is one.")
+    ] = False,
 ) -> None:
     """Search for the best student of the recipe's teacher."""
     overrides = dict(_assignment(text) for text in set_ or [])
@@ -45,7 +57,29 @@ def run(
 
         show.console().print(plan(loaded), soft_wrap=True, highlight=False)
         return
-    _present(launch.launch(loaded, {}, storage, name, address, None))
+    earlier = _place(origin) if origin is not None else None
+    _present(launch.launch(loaded, {}, _place(storage), name, address, None, earlier, or_resume))
+
+
+@app.command()
+def submit(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="As for run; without one, attach to the run of this name.")
+    ] = None,
+    set_: Overrides = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; default: the recipe's.")] = None,
+    storage: Annotated[str, typer.Option(help="Where runs lie: a path that all nodes share, or s3://...")] = "runs",
+    address: Annotated[str, typer.Option(help="Of the cluster's dashboard.")] = "http://127.0.0.1:8265",
+) -> None:
+    """Run a search as a job of a Ray cluster, with the code that is installed here, and follow its log.
+
+    The same command finds the run again: it follows the job that runs, and sends one that failed again.
+    """
+    overrides = dict(_assignment(text) for text in set_ or [])
+    from orchestrator.recipe import Recipe
+    from orchestrator.submit import submit
+
+    raise typer.Exit(submit(Recipe.load(recipe, overrides) if recipe else None, name, storage, address))
 
 
 @app.command()
@@ -61,7 +95,7 @@ def score(
     set_: Overrides = None,
     output: Annotated[Path | None, typer.Option(help="A Parquet file for the table.")] = None,
     name: Name = None,
-    storage: Storage = Path("runs"),
+    storage: Storage = "runs",
     address: Address = None,
 ) -> None:
     """Score students without training any; which ones says the recipe's first score stage, --all or --arch."""
@@ -71,15 +105,21 @@ def score(
     from orchestrator import launch
 
     how = {"every": every, "archs": archs, "scores": names, "seeds": seeds, "trials": trials}
-    _present(launch.launch_scores(recipe, overrides, how, output, storage, name, address, None))
+    _present(launch.launch_scores(recipe, overrides, how, output, _place(storage), name, address, None))
 
 
 @app.command()
-def resume(path: RunPath, address: Address = None) -> None:
+def resume(
+    path: RunPath,
+    address: Address = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Begin the failed trials of the stage that has not ended again.")
+    ] = False,
+) -> None:
     """Go on with an interrupted run; nothing that has finished runs again."""
     from orchestrator import launch
 
-    _present(launch.take_up(path, address, None))
+    _present(launch.take_up(_place(path), address, None, retry_failed))
 
 
 @app.command()
@@ -89,13 +129,20 @@ def status(path: RunPath) -> None:
     from orchestrator import run_directory as runs
     from orchestrator import show
 
-    runs.check_run(path)
-    show.console().print(show.status(analysis.load(path), runs.holder(path)), highlight=False)
+    where = _place(path)
+    if "://" not in path:
+        runs.check_run(where)
+        held_by = runs.holder(where)
+        show.console().print(show.status(analysis.load(where), held_by), highlight=False)
+        return
+    from orchestrator.mirror import held
+
+    show.console().print(show.status(analysis.load(where), held(where)), highlight=False, soft_wrap=True)
 
 
 @app.command()
 def rank(
-    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, or a table of `dux score`.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's directory or address, or a table of `dux score`.")],
     by: Annotated[
         str | None, typer.Option(help="Metrics to rank by, as in valid_accuracy or valid_accuracy=1,params=1e-6.")
     ] = None,
@@ -112,7 +159,9 @@ def rank(
 
     if output not in ("table", "csv", "json"):
         raise analysis.BadInput(f"unknown format {output!r}; known: csv, json, table")
-    results = analysis.load(path) if path.is_dir() or path.suffix == ".jsonl" else None
+    path = _place(run)
+    is_run = path.suffix != ".parquet" if "://" in run else path.is_dir() or path.suffix == ".jsonl"
+    results = analysis.load(path) if is_run else None
     ranked = results if results is not None else analysis.load_scores(path)
     table = analysis.rank(ranked, by=_weights(by), where=where, stage=stage, top=top)
     if output == "table":
@@ -123,6 +172,7 @@ def rank(
         typer.echo(text, nl=False)
 
 
+LONGEST = 2_000  # characters of a message
 KINDS = ("spaces", "scores", "losses", "regimes", "samplers", "schedulers", "recipes", "data")
 
 
@@ -136,6 +186,20 @@ def list_(kind: Annotated[str, typer.Argument(metavar="KIND", help=", ".join(KIN
     if kind not in CATALOGUE:
         raise unknown("kind", kind, CATALOGUE)
     show.console().print(show.table_of(CATALOGUE[kind](), kind), highlight=False)
+
+
+def _place(text: str) -> Any:
+    """A path, or an address in an object store."""
+    from analysis.remote import place
+    from spaces.errors import BadInput
+
+    found = place(text)
+    try:
+        if isinstance(found, Path):
+            found.exists()
+    except OSError as error:
+        raise BadInput(f"{text!r} can be no path: {error.strerror}") from error
+    return found
 
 
 def _present(results: Any) -> None:
@@ -164,8 +228,10 @@ def _assignment(text: str, option: str = "--set") -> tuple[str, Any]:
     path, sign, value = text.partition("=")
     if not sign or not path:
         raise BadInput(f"{option} takes {'PATH' if option == '--set' else 'NAME'}=VALUE, not {text!r}")
+    from orchestrator.plain_values import load
+
     try:
-        return path.strip(), yaml.safe_load(value)
+        return path.strip(), load(value)
     except yaml.YAMLError as error:
         raise BadInput(f"{option} {path}: {value!r} is no YAML value") from error
 
@@ -197,7 +263,14 @@ def _weights(text: str | None) -> str | dict[str, float] | None:
 
 def main() -> None:
     """Run the command; a user's mistake is one line and exit code 2, a run that failed exit code 1."""
-    raise SystemExit(_guarded(lambda: app(standalone_mode=True)))
+    with at_the_command_line():
+        code = _guarded(lambda: app(standalone_mode=True))
+        cluster = sys.modules.get("orchestrator.cluster")
+        if cluster is not None and cluster.hangs():
+            # Ray has died, and what Python would wait for at its end waits for Ray.
+            sys.stdout.flush()
+            os._exit(code)
+    raise SystemExit(code)
 
 
 def _guarded(command: Callable[[], Any]) -> int:
@@ -207,14 +280,22 @@ def _guarded(command: Callable[[], Any]) -> int:
         # The one clear line is for what dux itself refuses; anything else is a bug and keeps its traceback.
         if type(error).__name__ != "BadInput":
             raise
-        typer.echo(f"dux: {error}", err=True)
+        typer.echo(f"dux: {_shown(error)}", err=True)
         return 2
     except Exception as error:
         if type(error).__name__ != "RunFailed":
             raise
-        typer.echo(f"dux: {error}", err=True)
+        typer.echo(f"dux: {_shown(error)}", err=True)
         return 1
     return 0
+
+
+def _shown(error: Exception) -> str:
+    """One line that can be shown: no secrets, nothing that a terminal would act on, and not without end."""
+    from spaces.redact import redacted
+
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(redacted(error).split()))
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Which candidates are within the limits, and what each costs."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from spaces import BadInput, Space, Task
+from spaces.others import blaming
 from spaces.seeding import generator
 from spaces.space import chosen
 from trainables import cost
@@ -27,33 +29,45 @@ class Feasible:
         self._costs: dict[str, Mapping[str, float]] = {}
 
     def cost(self, arch: Mapping[str, Any]) -> Mapping[str, float]:
-        """What a candidate costs; measured once."""
+        """What a candidate costs; measured once.
+
+        Raises:
+            BadInput: its network cannot be built or run.
+        """
         name = self.space.hash(arch)
         if name not in self._costs:
-            self._costs[name] = cost.measure(self.space, arch, self.task, self.wanted, self.device)
+            with blaming(f"{chosen(arch)} of space {self.space.name!r} cannot be measured"):
+                self._costs[name] = cost.measure(self.space, arch, self.task, self.wanted, self.device)
         return self._costs[name]
 
     def meets(self, found: Mapping[str, float]) -> bool:
         """Whether a cost is within every limit."""
         return all(found[name] <= limit for name, limit in self.limits.items())
 
+    def allows(self, arch: Mapping[str, Any]) -> bool:
+        """Whether a candidate can be built, and is within every limit."""
+        try:
+            return self.meets(self.cost(arch))
+        except BadInput:
+            return False
+
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
         """A candidate within the limits, uniformly if such ones are not too rare.
 
         Raises:
-            BadInput: none was found, with the smallest candidate that was.
+            BadInput: none was found, with the smallest candidate that was; or none can be built.
         """
         drawn: list[dict[str, Any]] = []
         for _ in range(100):
             drawn.append(self.space.sample(rng))
-            if self.meets(self.cost(drawn[-1])):
+            if self.allows(drawn[-1]):
                 return drawn[-1]
         return self._descend(min(drawn, key=self._excess))
 
     def listed(self) -> Iterator[dict[str, Any]]:
         """All candidates within the limits, where the space is small enough to look through; else none."""
         if self.space.size() <= LISTABLE:
-            yield from (arch for arch in self.space.all() if self.meets(self.cost(arch)))
+            yield from filter(self.allows, self.space.all())
 
     def check(self) -> None:
         """Raises `BadInput` if no candidate within the limits can be found."""
@@ -71,16 +85,20 @@ class Feasible:
         if not self.limits:
             return 1.0
         rng = generator("share", self.space.fingerprint())
-        return sum(self.meets(self.cost(self.space.sample(rng))) for _ in range(samples)) / samples
+        return sum(self.allows(self.space.sample(rng)) for _ in range(samples)) / samples
 
     def _excess(self, arch: Mapping[str, Any]) -> float:
-        """The worst ratio of cost to limit."""
-        found = self.cost(arch)
-        return max(found[name] / limit for name, limit in self.limits.items())
+        """The worst ratio of cost to limit; infinite where the network cannot be built."""
+        try:
+            found = self.cost(arch)
+        except BadInput:
+            return math.inf
+        return max((found[name] / limit for name, limit in self.limits.items()), default=0.0)
 
     def _descend(self, start: dict[str, Any]) -> dict[str, Any]:
         """From a candidate to ever cheaper neighbours, until one is within the limits."""
         at = start
+        self.cost(at)  # where not even the best of those that were drawn can be built, this says why
         while self._excess(at) > 1:
             cheapest = min(self.space.neighbours(at), key=self._excess, default=at)
             if self._excess(cheapest) >= self._excess(at):

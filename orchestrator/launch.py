@@ -1,27 +1,33 @@
 """Starting and resuming runs: everything that is checked before, and tidied after."""
 
-import logging
 import shutil
-import signal
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from ray.exceptions import RayTaskError
 
 import analysis
-from orchestrator import cluster
+from analysis import remote
+from orchestrator import cluster, mending, paths
+from orchestrator.addresses import Address, address_of, is_there, working_directory
+from orchestrator.failures import begin_again
+from orchestrator.mirror import Mirror, mirrored
 from orchestrator.pipeline import execute
 from orchestrator.prepared import Search
 from orchestrator.progress import Progress
 from orchestrator.recipe import Recipe
-from orchestrator.run_directory import SCORES, Run, RunFailed, check_new, check_run
+from orchestrator.reuse import Origin
+from orchestrator.run_directory import SCORES, Run, RunFailed, check_new, check_run, default_name, own_recipe
+from orchestrator.same import check_same
 from orchestrator.scoring import reduced
+from orchestrator.signals import terminated_like_interrupted
 from orchestrator.stage import Interrupted
+from orchestrator.watch import ClusterLost
 from spaces import BadInput
 from trainables.files import replacing
 
@@ -29,18 +35,51 @@ from trainables.files import replacing
 def launch(
     recipe: Recipe | str | Path,
     overrides: Mapping[str, Any],
-    storage: Path,
+    storage: Path | Address,
     name: str | None,
     address: str | None,
     progress: bool | None,
+    origin: Path | Address | None = None,
+    or_resume: bool = False,
 ) -> analysis.Results:
-    """See `orchestrator.run`."""
+    """See `orchestrator.run`; `origin` is its `start_from`."""
     loaded = recipe if isinstance(recipe, Recipe) and not overrides else _with(recipe, overrides)
+    if or_resume and name is None:
+        raise BadInput("--or-resume goes on with the run of a --name, which is missing")
+    if or_resume and name is not None and is_there(storage / name):
+        with mirrored(storage / name) as (path, _):
+            check_run(path)
+            check_same(loaded, path)
+        return take_up(storage / name, address, progress)
     if name is not None:
         check_new(storage / name, name)
     search = Search.prepare(loaded)
-    with cluster.connected(address), Run.create(loaded, storage, name) as run:
+    copied = None
+    if origin is not None:
+        _start_from(origin, search)  # what is wrong with it is told before anything begins
+        copied = partial(_start_from, origin, search)
+    if isinstance(storage, Address):
+        where = storage / (name or default_name(loaded))
+        folder = working_directory(where)
+        with cluster.connected(address):
+            Run.create(loaded, folder.parent, folder.name, copied).close()
+            with mirrored(where, new=True) as (path, mirror), Run(path) as run:
+                return _execute(run, search, progress, mirror)
+    with cluster.connected(address), Run.create(loaded, storage, name, copied) as run:
         return _execute(run, search, progress)
+
+
+def _start_from(origin: Path | Address, search: Search, folder: Path | None = None) -> None:
+    """Look whether a run can start from an earlier one, and copy what it may need into its directory, if that is given.
+
+    Raises:
+        BadInput: it cannot.
+    """
+    check_run(origin)
+    with mirrored(origin) as (path, _):
+        known = Origin.of(path, search)
+        if folder is not None:
+            known.copy_to(search, folder)
 
 
 def launch_scores(
@@ -48,7 +87,7 @@ def launch_scores(
     overrides: Mapping[str, Any],
     how: Mapping[str, Any],
     output: Path | None,
-    storage: Path,
+    storage: Path | Address,
     name: str | None,
     address: str | None,
     progress: bool | None,
@@ -78,23 +117,49 @@ def _check_writable(output: Path) -> None:
         raise BadInput(f"--output {output} can be no file: give a name in a folder that can be written to") from error
 
 
-def _copy(table: Path, output: Path) -> None:
+def _copy(table: Path | Address, output: Path) -> None:
     try:
-        with replacing(output) as temporary:
-            shutil.copyfile(table, temporary)
+        with remote.local(table) as file, replacing(output) as temporary:
+            shutil.copyfile(file, temporary)
     except OSError as error:
         raise RunFailed(f"{output}: {error.strerror}; the run has ended well, and its table is {table}") from error
 
 
-def take_up(path: Path, address: str | None, progress: bool | None) -> analysis.Results:
+def take_up(
+    where: Path | Address, address: str | None, progress: bool | None, retry_failed: bool = False
+) -> analysis.Results:
     """See `orchestrator.resume`."""
-    check_run(path)
-    if analysis.load(path).finished:
-        return analysis.load(path)
-    with Run.open(path) as run:
-        search = Search.prepare(run.recipe)
-        with cluster.connected(address):
-            return _execute(run, search, progress)
+    check_run(where)
+    with mirrored(where) as (path, mirror):
+        check_run(path)
+        if analysis.load(path).finished:
+            mending.restore(path)
+            return _results(path)
+        # All that can be refused is refused before anything is written.
+        paths.check_links(path)
+        search = Search.prepare(own_recipe(path), kept=path)
+        mending.check_ledger(path, search.recipe)
+        with Run.open(path) as run:
+            if retry_failed:
+                _begin_again(run, search)
+            with cluster.connected(address):
+                return _execute(run, search, progress, mirror)
+
+
+def _results(path: Path) -> analysis.Results:
+    """What has come out, and the run's address where it has one."""
+    return replace(analysis.load(path), paths=(address_of(path) or path,))
+
+
+def _begin_again(run: Run, search: Search) -> None:
+    """Note that the failed trials of the stage that has not ended are begun again."""
+    for stage in run.recipe.stages:
+        book = search.book(stage, run.ledger)
+        for event in run.events():
+            if event.get("stage") == stage.name:
+                book.apply(event)
+        if not book.ended:
+            begin_again(book, search.feasible)
 
 
 def _with(recipe: Recipe | str | Path, overrides: Mapping[str, Any]) -> Recipe:
@@ -103,35 +168,34 @@ def _with(recipe: Recipe | str | Path, overrides: Mapping[str, Any]) -> Recipe:
     return Recipe.load(recipe, overrides)
 
 
-def _execute(run: Run, search: Search, progress: bool | None) -> analysis.Results:
+def _execute(
+    run: Run, search: Search, progress: bool | None, mirror: Mirror | None = None
+) -> analysis.Results:
+    if mirror is not None:
+        mirror.serve(run)
     try:
-        with _terminated_like_interrupted(), Progress(run, progress) as shown:
+        with terminated_like_interrupted(), Progress(run, progress) as shown:
             execute(run, search, shown)
+            run.sync()
     except (Interrupted, KeyboardInterrupt):
+        _last_tables(run)
         raise RunFailed(f"interrupted; go on with it: dux resume {run.path}") from None
+    except ClusterLost as error:
+        _last_tables(run)
+        cluster.shut_down()  # one that was up before, too: in a minute Ray would end this process
+        raise RunFailed(f"{error}; go on with it: dux resume {run.path}") from error
     except OSError as error:
         if error.errno is None:
             raise
-        raise RunFailed(f"{run.path}: {error.strerror}; go on once that is mended: dux resume {run.path}") from error
+        where = error.filename or run.path
+        raise RunFailed(f"{where}: {error.strerror}; go on once that is mended: dux resume {run.path}") from error
     except BadInput as error:  # only now: a builder that fails for some architectures, a teacher that is not there
         said = error.cause if isinstance(error, RayTaskError) else error
         raise RunFailed(f"{said}; mend it in {run.path} and go on: dux resume {run.path}") from error
-    return analysis.load(run.path)
+    return _results(run.path)
 
 
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM (Slurm, Kubernetes, `timeout`) end a run as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        signal.raise_signal(signal.SIGINT)
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _last_tables(run: Run) -> None:
+    """The tables as far as the run came; they can be made from the ledger at any time."""
+    with suppress(OSError):
+        run.write_tables()

@@ -23,13 +23,16 @@ class Ledger:
         self.path = path
         _drop_torn_line(path)
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (held for the life of the run)
+        self.failure: OSError | None = None  # why nothing more may be written: the run's object store stays away
 
     def append(self, event: str, **values: Any) -> Event:
         """Write an event, and return it as it can be read back. It is on disk when this returns.
 
         Raises:
-            OSError: the disk is full or cannot be written; nothing of the event stays.
+            OSError: the disk is full or cannot be written, or `failure` is set; nothing of the event stays.
         """
+        if self.failure is not None:
+            raise self.failure
         line = json.dumps({"event": event, "time": time.time(), **values}, default=_plain, allow_nan=True)
         plain: Event = _without_nan(json.loads(line))
         data = (json.dumps(plain, separators=(",", ":"), allow_nan=False) + "\n").encode()

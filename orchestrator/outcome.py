@@ -1,26 +1,56 @@
 """What a run leaves behind: a table of scores, or its best student."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import analysis
+from analysis.ledger import cut_off
+from orchestrator.book import Trial
 from orchestrator.prepared import Search
 from orchestrator.recipe import resolved
-from orchestrator.run_directory import Run, RunFailed
+from orchestrator.run_directory import SCORES, Run, RunFailed
 from orchestrator.specs import StageSpec
 from orchestrator.stage import stage_folder
 from trainables import export
+from trainables.checkpoints import checkpoint_name, unpacked
 from trainables.files import replacing
-from trainables.trial import checkpoint_name
 
 
 def keep(run: Run, search: Search) -> None:
-    """What the last stage leaves behind: a table of scores, or the best student."""
+    """Write what the last stage leaves behind, a table of scores or the best student, and note it in the ledger."""
     stage = run.recipe.stages[-1]
     if stage.trial == "distill":
         _keep_best(run, search, len(run.recipe.stages) - 1, stage)
+        files = sorted(path for path in (run.path / "best").iterdir() if path.is_file())
     else:
         run.write_scores(stage.name)
+        files = [run.path / SCORES]
+    digests = {str(file.relative_to(run.path)): _sha256(file) for file in files}
+    if digests != _noted(run.path):
+        run.ledger.append("kept", files=digests)
+
+
+def damaged(path: Path) -> bool:
+    """Whether something that a finished run has left behind is not what it was."""
+    noted = _noted(path)
+    return noted is None or any(_sha256(path / name) != digest for name, digest in noted.items())
+
+
+def _noted(path: Path) -> dict[str, str] | None:
+    """The digests of what the run has left behind, by name."""
+    noted = [event["files"] for event in analysis.events(path, header_only=True) if event["event"] == "kept"]
+    return noted[-1] if noted else None
+
+
+def _sha256(file: Path) -> str | None:
+    try:
+        with open(file, "rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def _deployed(metrics: Mapping[str, float]) -> dict[str, int]:
@@ -37,11 +67,8 @@ def _keep_best(run: Run, search: Search, index: int, stage: StageSpec) -> None:
     best = book.best()[0]
     trial = max(book.taught(best), key=lambda trial: trial.metrics["objective"])
     proposal = book.proposals[best]
-    checkpoint = run.store.within(stage_folder(index, stage)).read(checkpoint_name(trial.number))
-    if checkpoint is None:
-        raise RunFailed(f"the weights of the best student, trial {trial.number} of stage {stage.name!r}, are gone")
     export.save_student(
-        checkpoint,
+        _checkpoint(run, index, stage, trial),
         run.path / "best",
         {
             "space": search.space.name,
@@ -62,3 +89,24 @@ def _keep_best(run: Run, search: Search, index: int, stage: StageSpec) -> None:
         source = Path(run.recipe.space.file)
         with replacing(run.path / "best" / source.name) as temporary:
             temporary.write_bytes(source.read_bytes())
+
+
+def _checkpoint(run: Run, index: int, stage: StageSpec, trial: Trial) -> dict[str, Any]:
+    """Where a trial has ended.
+
+    Raises:
+        RunFailed: that is lost; the line says how to have it computed again.
+    """
+    store = run.store.within(stage_folder(index, stage))
+    state = unpacked(store.read(checkpoint_name(trial.number)), None, "cpu")
+    if state is None:
+        events = enumerate(run.events(), 1)
+        of_trial = (
+            line for line, event in events if (event.get("stage"), event.get("number")) == (stage.name, trial.number)
+        )
+        _, line = next(of_trial), next(of_trial)  # its first report: the trial itself stays
+        raise RunFailed(
+            f"{store.root}/{checkpoint_name(trial.number)} is gone or damaged, and with it the best student; put it "
+            f"back, or have it trained again: {cut_off(run.path / 'ledger.jsonl', line)}"
+        )
+    return state

@@ -1,17 +1,22 @@
 """A search from its recipe to its ranked students: the teacher, the stages in order, and who goes on."""
 
+import shutil
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from orchestrator import outcome, teaching
-from orchestrator.book import Proposal
+from orchestrator import disk, nodes, outcome, reuse, teaching
+from orchestrator.book import Book, Proposal
 from orchestrator.ledger import Event, Ledger
 from orchestrator.prepared import Search
 from orchestrator.proposers import rivals_of
+from orchestrator.pruning import Pruner
+from orchestrator.recipe import Recipe
 from orchestrator.run_directory import Run, RunFailed
 from orchestrator.specs import StageSpec
-from orchestrator.stage import Interrupted, StageFailed, StageRun, stage_folder
+from orchestrator.stage import Interrupted, StageFailed, StageRun, TrialsFailed, stage_folder
+from orchestrator.watch import watched
 from spaces import BadInput
 from spaces.seeding import generator
 from trainables.trial import StageContext, TeacherContext
@@ -24,21 +29,26 @@ def execute(run: Run, search: Search, on_change: Any) -> None:
         Interrupted, RunFailed: it can be resumed.
     """
     started = time.monotonic()
+    watched(lambda: nodes.check_nodes(run))
     try:
         taught_by = {name: teaching.obtained(run, search, name) for name in search.teachers}
         survivors: list[Proposal] | None = None
         for index, stage in enumerate(run.recipe.stages):
             survivors = _stage(run, search, index, stage, taught_by, survivors, on_change)
             run.write_tables()
+            run.sync()
     except StageFailed as error:
         run.write_tables()
-        raise RunFailed(str(error)) from error
+        how = " --retry-failed" if isinstance(error, TrialsFailed) else ""
+        raise RunFailed(f"{error}; go on once that is mended: dux resume {run.path}{how}") from error
     except Interrupted:
         run.write_tables()
         raise
     outcome.keep(run, search)
+    reuse.finished(run)
     run.ledger.append("run_end", seconds=time.monotonic() - started)
     run.write_tables()
+    disk.clear(run.path)
 
 
 def _stage(
@@ -53,19 +63,34 @@ def _stage(
     """Run, go on with, or read back one stage; the proposals that go on."""
     events = [event for event in run.events() if event.get("stage") == stage.name]
     if not events:
-        events = [_announce(run.ledger, index, stage, search)]
+        events = [_announce(run.ledger, index, stage, search, taught_by)]
     book = search.book(stage, run.ledger)
     for event in events:
         book.apply(event)
     on_change.stage(index, book)
     if not book.ended:
         last = index == len(run.recipe.stages) - 1
-        context = _context(run, search, index, stage, taught_by, last)
+        context = _context(run, search, index, stage, taught_by)
         proposer = search.proposer(stage, _joined_by_rivals(run, search, stage, survivors))
+        reuse.begin(run, book, proposer, context)
         resources, workers = run.recipe.resources, run.recipe.workers
-        StageRun(stage, book, proposer, context, resources, workers, last, on_change).run()
+        prune = _pruner(run, index, stage, book)
+        StageRun(stage, book, proposer, context, resources, workers, last, on_change, prune).run()
+    _tidy(run, index, stage, book)
     assert book.kept is not None
     return [book.proposals[p] for p in book.kept]
+
+
+def _tidy(run: Run, index: int, stage: StageSpec, book: Book) -> None:
+    """Remove what nobody starts from once a stage has ended; what a kill left of it, when the stage is read back."""
+    _pruner(run, index, stage, book)()
+    shutil.rmtree(run.path / stage_folder(index, stage) / "tune", ignore_errors=True)
+
+
+def _pruner(run: Run, index: int, stage: StageSpec, book: Book) -> Pruner:
+    folder, last = stage_folder(index, stage), stage is run.recipe.stages[-1]
+    later = None if run.mirror is None else partial(run.mirror.discard, folder)
+    return Pruner(book, run.store.within(folder), last, later)
 
 
 def _joined_by_rivals(
@@ -83,7 +108,9 @@ def _joined_by_rivals(
     return [*survivors, *rivals]
 
 
-def _announce(ledger: Ledger, index: int, stage: StageSpec, search: Search) -> Event:
+def _announce(
+    ledger: Ledger, index: int, stage: StageSpec, search: Search, taught_by: Mapping[str, TeacherContext]
+) -> Event:
     book = search.book(stage, None)
     return ledger.append(
         "stage",
@@ -99,11 +126,17 @@ def _announce(ledger: Ledger, index: int, stage: StageSpec, search: Search) -> E
         control=stage.control,
         keep=stage.keep,
         ensemble=stage.ensemble,
+        basis=reuse.basis(search, stage, taught_by, _tests(search.recipe, stage)),
     )
 
 
+def _tests(recipe: Recipe, stage: StageSpec) -> bool:
+    """Whether a stage's students are evaluated on the test images: at the very end alone."""
+    return stage.name == recipe.stages[-1].name and stage.trial == "distill"
+
+
 def _context(
-    run: Run, search: Search, index: int, stage: StageSpec, taught_by: Mapping[str, TeacherContext], last: bool
+    run: Run, search: Search, index: int, stage: StageSpec, taught_by: Mapping[str, TeacherContext]
 ) -> StageContext:
     folder = run.path.resolve() / stage_folder(index, stage)
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +153,7 @@ def _context(
         gpu=run.recipe.resources.gpu > 0,
         epochs=stage.epochs or 0,
         objective=objective if stage.trial == "distill" else None,
-        test=last and stage.trial == "distill",
+        test=_tests(run.recipe, stage),
         scores=stage.scores,
         score_batch=stage.score_batch,
     )

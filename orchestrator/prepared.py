@@ -36,8 +36,11 @@ class Search:
     teachers: Mapping[str, teachers.TeacherConfig]
 
     @classmethod
-    def prepare(cls, recipe: Recipe) -> "Search":
+    def prepare(cls, recipe: Recipe, kept: Path | None = None) -> "Search":
         """Load the data and check all that can be checked before anything runs.
+
+        Args:
+            kept: a run's directory, whose copies of the teachers stand in for files of weights that may be gone.
 
         Raises:
             BadInput: with the first mistake that is found.
@@ -53,10 +56,10 @@ class Search:
         feasible = Feasible(space, loaded.task, recipe.limits.given(), device)
         taught_by = {name: teacher_config(spec) for name, spec in recipe.teachers.items()}
         search = cls(recipe, loaded, space, feasible, taught_by)
-        search.check_fit()
+        search.check_fit(kept)
         return search
 
-    def check_fit(self) -> None:
+    def check_fit(self, kept: Path | None = None) -> None:
         """Raises `BadInput` unless students are within the limits and fit the teacher, the losses and the data."""
         if not self.recipe.given:
             self.feasible.check()
@@ -64,7 +67,7 @@ class Search:
             self.feasible.check_one(student.arch)
         for name, config in self.teachers.items():
             member = self.teacher_net(name)  # one that nobody reads of must be one, too
-            if config.weights:
+            if config.weights and not (kept is not None and (kept / f"{name}.safetensors").exists()):
                 teachers.load_weights(member, Path(config.weights))
         self._check_all_taught()
         for stage in self.recipe.stages:
@@ -121,9 +124,7 @@ class Search:
 
     def book(self, stage: StageSpec, ledger: Ledger | None) -> Book:
         """An empty book of a stage."""
-        rule = schedulers.make(stage.scheduler.name, stage.scheduler.settings, stage.epochs or 0, self.recipe.seed)
-        combine: Literal["sum", "rank"] = "rank" if stage.trial == "score" else "sum"
-        return Book(stage, ledger, rule, combine)
+        return book_of(self.recipe, stage, ledger)
 
     def proposer(self, stage: StageSpec, survivors: list[Proposal] | None) -> Proposer:
         """Where the stage's proposals come from."""
@@ -132,6 +133,13 @@ class Search:
             assert candidates is not None
             return PopulationProposer(stage, candidates[0], self.recipe.seed)
         return SearchProposer(stage, self.space, self.feasible, self.recipe.seed, candidates)
+
+
+def book_of(recipe: Recipe, stage: StageSpec, ledger: Ledger | None) -> Book:
+    """An empty book of a recipe's stage."""
+    rule = schedulers.make(stage.scheduler.name, stage.scheduler.settings, stage.epochs or 0, recipe.seed)
+    combine: Literal["sum", "rank"] = "rank" if stage.trial == "score" else "sum"
+    return Book(stage, ledger, rule, combine, recipe.max_failures, recipe.max_failure_rate)
 
 
 def space_of(spec: SpaceSpec) -> Space:

@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 
 from orchestrator.book import Book
+from orchestrator.disk import disk_line
 from orchestrator.run_directory import Run
 
 SECONDS_BETWEEN = {"display": 0.25, "tables": 15.0}
@@ -33,7 +34,7 @@ class Progress:
         self._page: Any = None
 
     def __enter__(self) -> "Progress":
-        self._say(f"run {self.run.path}")
+        self._say(f"run {self.run.address}")
         if self.live and self.console.is_jupyter:
             from IPython.display import display
 
@@ -50,6 +51,7 @@ class Progress:
         if self._display is not None:
             self._display.stop()
             self.console.print(self._table())
+        self.console.print(disk_line(self.run.path), highlight=False, soft_wrap=True)
 
     def stage(self, index: int, book: Book) -> None:
         """A stage begins, or is read back."""

@@ -18,7 +18,8 @@ from orchestrator.samplers.grid import order, point
 from orchestrator.schedulers import Population
 from orchestrator.specs import Rivals, StageSpec
 from spaces import BadInput, Space
-from spaces.domains import ParamSpace
+from spaces.domains import ParamSpace, contains
+from spaces.redact import redacted
 from spaces.seeding import derive_seed, generator, stable_hash
 from spaces.space import sample, size
 
@@ -37,9 +38,13 @@ class SearchProposer:
     Args:
         candidates: survivors of the stage before, to take in turn instead of searching the space. What the stage
             before has found for a hyperparameter stays.
+
+    Attributes:
+        first: what is fixed of the first proposals, where a search begins with students that are known to be good.
     """
 
     waits = False
+    first: Sequence[Mapping[str, Any]] = ()
 
     def __init__(
         self,
@@ -59,6 +64,9 @@ class SearchProposer:
         else:
             every = size(self.param_space) if stage.sampler.name == "grid" else math.inf
         self.total = stage.trials or every
+        self._places = {self._candidate(one): at for at, one in enumerate(self.candidates or ())}
+        self._times = np.zeros(len(self._places), dtype=int)  # that each candidate was proposed
+        self._counted = 0  # proposals that are in `_times`
         self._passed: dict[str, int] = {}  # of each grid: how many of its points are known or over a limit
 
     @property
@@ -71,7 +79,7 @@ class SearchProposer:
         number = len(book.proposals)
         if number >= self.total:
             return None
-        fixed = self._fixed(number)
+        fixed = self._fixed(book)
         if len(fixed) == len(self.param_space):
             return self._new(fixed, book)
         if self.stage.sampler.name == "grid":
@@ -98,11 +106,47 @@ class SearchProposer:
     def _free(self, fixed: Mapping[str, Any]) -> ParamSpace:
         return {name: domain for name, domain in self.param_space.items() if name not in fixed}
 
-    def _fixed(self, number: int) -> dict[str, Any]:
-        """What is not searched: all that is known of a survivor."""
+    def again(self, earlier: Proposal, book: Book) -> Proposal | None:
+        """A proposal of an earlier run as one of this stage; None if this stage would not make it."""
+        if not set(self.hyper) == set(earlier.params) == set(self._allowed_of(earlier)):
+            return None
+        if self.candidates is not None and self._candidate(earlier) not in self._places:
+            return None
+        return self._new({**earlier.arch, **earlier.params}, book)
+
+    def starts(self, students: Iterable[Proposal]) -> list[dict[str, Any]]:
+        """What `first` is where a search begins with these students, best first; none where candidates are given.
+
+        At most as many as the stage keeps, and half of its trials; students over a limit are left out.
+        """
+        if self.candidates is not None:
+            return []
+        at_most = min(self.stage.keep or self.total, max(1, self.total // 2))
+        found: dict[str, dict[str, Any]] = {}
+        for student in students:
+            if len(found) < at_most and self.feasible.allows(student.arch):
+                params = self._allowed_of(student)
+                found.setdefault(stable_hash([student.hash, params]), {**student.arch, **params})
+        return list(found.values())
+
+    def _allowed_of(self, earlier: Proposal) -> dict[str, Any]:
+        """The hyperparameters that this stage has, at values that it can give them."""
+        mine = {name: value for name, value in earlier.params.items() if name in self.hyper}
+        return {name: value for name, value in mine.items() if contains(self.hyper[name], value)}
+
+    def _fixed(self, book: Book) -> Mapping[str, Any]:
+        """What is not searched of the next proposal: all that is known of a survivor, or of a student to begin with."""
         if self.candidates is None:
-            return {}
-        return self._known(self.candidates[number % len(self.candidates)])
+            return self.first[len(book.proposals)] if len(book.proposals) < len(self.first) else {}
+        for proposal in book.proposals[self._counted :]:
+            self._times[self._places[self._candidate(proposal)]] += 1
+        self._counted = len(book.proposals)
+        return self._known(self.candidates[int(np.argmin(self._times))])  # of those that had fewest turns, the first
+
+    def _candidate(self, proposal: Proposal) -> str:
+        """Equal for proposals of one candidate."""
+        names = self._known(self.candidates[0]) if self.candidates else ()
+        return stable_hash([proposal.hash, {name: proposal.params[name] for name in names if name in self.hyper}])
 
     def _known(self, survivor: Proposal) -> dict[str, Any]:
         return {**survivor.arch, **{name: value for name, value in survivor.params.items() if name in self.hyper}}
@@ -115,7 +159,10 @@ class SearchProposer:
         return list(found.values())
 
     def _new(self, params: Mapping[str, Any], book: Book) -> Proposal | None:
-        """The proposal of a point; None if it is known, over a limit, or no architecture."""
+        """The proposal of a point; None if it is known, over a limit, or no architecture.
+
+        One that cannot be built is a proposal with a `fault`.
+        """
         arch = {name: params[name] for name in self.space.param_space}
         if not self.space.allows(arch):
             return None
@@ -125,7 +172,10 @@ class SearchProposer:
         proposal = Proposal(arch, name, {}, hyper, until=until, origin=self._origins.get(name, "search"))
         if proposal.key in book.keys:
             return None
-        cost = self.feasible.cost(arch)
+        try:
+            cost = self.feasible.cost(arch)
+        except BadInput as error:  # from here on a failed candidate, with its reason
+            return replace(proposal, fault=redacted(str(error)))
         return replace(proposal, cost=cost) if self.feasible.meets(cost) else None
 
     def _drawn(self, book: Book, number: int, fixed: Mapping[str, Any]) -> Proposal | None:
@@ -217,6 +267,7 @@ class PopulationProposer:
     """
 
     waits = learns = True
+    first: Sequence[Mapping[str, Any]] = ()
 
     def __init__(self, stage: StageSpec, student: Proposal, seed: int) -> None:
         assert stage.epochs is not None
@@ -228,6 +279,14 @@ class PopulationProposer:
     def total(self) -> int:
         """Segments of all members."""
         return self.population.population * math.ceil(self.epochs / self.population.interval)
+
+    def again(self, earlier: Proposal, book: Book) -> Proposal | None:
+        """A segment of an earlier run that was tuned alike; None if it is of another student."""
+        return replace(earlier, cost=self.student.cost) if earlier.hash == self.student.hash else None
+
+    def starts(self, students: Iterable[Proposal]) -> list[dict[str, Any]]:
+        """None: a population tunes the student that it is given."""
+        return []
 
     def propose(self, book: Book) -> Proposal | None:
         number, members = len(book.proposals), self.population.population

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from orchestrator import paths, plain_values
 from spaces.domains import is_domain_config
 from spaces.errors import BadInput, unknown
 
@@ -27,7 +26,7 @@ def read(source: str | Path, extended: tuple[Path, ...] = ()) -> dict[str, Any]:
     a domain and a mapping of another `name` too.
 
     Args:
-        source: a name (see `dux list recipes`) or a file.
+        source: a name (see `dux list recipes`), a file, or a run's directory.
         extended: the files that lead here.
 
     Raises:
@@ -36,28 +35,30 @@ def read(source: str | Path, extended: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = _find(source, extended[-1].parent if extended else Path())
     if path in extended:
         raise BadInput(f"{path}: extends itself: {' -> '.join(one.name for one in (*extended, path))}")
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise BadInput(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise BadInput(f"{path}: a recipe is a mapping of keys to values")
-    raw = _with_space_found(raw, path.parent)
+    raw = paths.from_beside(plain_values.read(path), path.parent)
     base = raw.pop("extends", None)
     if base is None:
         return raw
     if not isinstance(base, str):
         raise BadInput(f"{path}: extends must name a recipe or a file, not {base!r}")
+    paths.check_inward("extends", base)
     return _merged(read(base, (*extended, path)), raw)
 
 
 def _find(source: str | Path, beside: Path) -> Path:
-    named = sorted(RECIPES.rglob(f"{source}.yaml")) if re.fullmatch(r"[\w.-]+", str(source)) else []
+    named = sorted(RECIPES.rglob(f"{source}.yaml")) if re.fullmatch(r"[\w.-]{1,100}", str(source)) else []
     places = [*named, beside / source, Path(source)]
-    found = next((place for place in places if place.is_file()), None)
+    found = next((at for place in places for at in (place, place / "recipe.yaml") if _is_file(at)), None)
     if found is None:
         raise unknown("recipe", source, recipe_names())
     return found.resolve()
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file system takes
+        return False
 
 
 def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,17 +97,6 @@ def _merged_stages(base: list[Any], own: list[Any]) -> list[Any]:
 
 def _name_of(stage: Any, number: int) -> Any:
     return stage.get("name", number) if isinstance(stage, Mapping) else number
-
-
-def _with_space_found(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The recipe with the full path of its space's file: beside the recipe, or else in the working directory."""
-    space = raw.get("space")
-    if not isinstance(space, dict) or not isinstance(space.get("file"), str):
-        return raw
-    for place in (folder, Path()):
-        if (place / space["file"]).is_file():
-            return {**raw, "space": {**space, "file": str((place / space["file"]).resolve())}}
-    raise BadInput(f"recipe: space.file: {space['file']!r} is neither beside the recipe nor in the working directory")
 
 
 def override(raw: dict[str, Any], dotted: str, value: Any) -> None:

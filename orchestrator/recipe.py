@@ -8,7 +8,7 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from orchestrator import reading
+from orchestrator import plain_values, reading
 from orchestrator.specs import DEFAULTS, Limits, Model, Resources, Rivals, SpaceSpec, StageSpec, TaskSpec, TeacherSpec
 from spaces.domains import Domain, from_config, is_domain_config
 from spaces.errors import BadInput, unknown
@@ -20,9 +20,13 @@ TUNABLE = ("losses", "optimizer", "batch_size", "regime")  # what may hold domai
 
 
 class Recipe(Model):
-    """A whole search. `Recipe.load` reads one; unknown keys are refused."""
+    """A whole search. `Recipe.load` reads one; unknown keys are refused.
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    `max_failures` is about what a fresh worker may not meet again. What would come again, such as a loss that is not
+    finite or an error in a builder, fails a trial at once; `max_failure_rate` ends a search of which most fails.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     task: TaskSpec
     teacher: TeacherSpec | None = None
     more_teachers: list[TeacherSpec] = Field([])  # besides `teacher`, which likeness is measured to
@@ -33,6 +37,10 @@ class Recipe(Model):
     seed: int = 0
     resources: Resources = Field(default_factory=Resources)
     workers: int | None = Field(None, ge=1)  # trials at once; default: as many as the resources allow
+    # How often a trial is taken up again after its worker was lost (killed, its node gone) or ran out of memory.
+    max_failures: int = Field(2, ge=0)
+    # Once 10 trials of a stage have ended, or all of fewer, a larger share of failed ones ends the run.
+    max_failure_rate: float = Field(0.8, gt=0, le=1)
     teacher_cache_gb: float = Field(2.0, ge=0)
     stages: list[StageSpec] = Field(min_length=1)
 
@@ -107,6 +115,7 @@ class Recipe(Model):
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> "Recipe":
         """A recipe from plain values. Raises `BadInput` with the place, the rule and the value of the first mistake."""
+        plain_values.check(raw)
         try:
             return cls.model_validate(dict(raw))
         except ValidationError as error:

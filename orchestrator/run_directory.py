@@ -9,19 +9,28 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import analysis
+from analysis.ledger import broken
+from orchestrator import disk, paths, plain_values
+from orchestrator.addresses import Address, address_of, is_there
 from orchestrator.ledger import Event, Ledger
 from orchestrator.recipe import Recipe
 from spaces.errors import BadInput
+from spaces.redact import redacted
 from trainables.files import replacing
 from trainables.store import Store
 
+if TYPE_CHECKING:
+    from orchestrator.mirror import Mirror
+
 SCHEMA = 1  # of the ledger's events
 SCORES = "scores.parquet"
+RECIPE_END = "..."  # YAML's own mark; a recipe without it has been cut off
 PACKAGES = ("dux-search", "ray", "torch", "torchvision", "optuna", "pandas", "pyarrow", "numpy")
 
 
@@ -31,22 +40,40 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = _take_lock(path)
-        self.recipe = Recipe.load(path / "recipe.yaml")
-        self.ledger = Ledger(path / "ledger.jsonl")
+        try:
+            self.recipe = own_recipe(path)
+            self._bring_back()
+            self.ledger = Ledger(path / "ledger.jsonl")
+        except BaseException:
+            self._lock.close()  # somebody may mend it in this process, and go on
+            raise
+        self.mirror: Mirror | None = None  # of a run in an object store
+
+    @property
+    def address(self) -> Path | Address:
+        """What the user calls it by: its directory, or its address in an object store."""
+        return address_of(self.path) or self.path
 
     @property
     def store(self) -> Store:
         """The run's files, as its workers read and write them."""
-        return Store(str(self.path.resolve()))
+        return Store(str(address_of(self.path) or self.path.resolve()))
+
+    def sync(self) -> None:
+        """Bring a run of an object store there, as far as it is."""
+        if self.mirror is not None:
+            self.mirror.sync()
 
     @classmethod
-    def create(cls, recipe: Recipe, storage: Path, name: str | None = None) -> "Run":
-        """A new run. Its directory appears whole or not at all.
+    def create(
+        cls, recipe: Recipe, storage: Path, name: str | None = None, add: Callable[[Path], None] | None = None
+    ) -> "Run":
+        """A new run. Its directory appears whole or not at all; `add` puts more into it before.
 
         Raises:
             BadInput: the name is no plain name, or the directory exists.
         """
-        name = name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        name = name or default_name(recipe)
         path = storage / name
         check_new(path, name)
         try:
@@ -54,10 +81,13 @@ class Run:
             with tempfile.TemporaryDirectory(dir=storage, prefix=f".{name}.") as made:
                 half = Path(made) / "run"
                 half.mkdir()
-                (half / "recipe.yaml").write_text(_with_its_space(recipe, half).to_yaml())
-                (half / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n")
+                write_recipe(recipe, half)
+                _write_environment(half)
                 with Ledger(half / "ledger.jsonl") as ledger:
-                    ledger.append("run", schema=SCHEMA, name=name, recipe=recipe.name, dux=version("dux-search"))
+                    known = {"name": name, "recipe": recipe.name, "dux": version("dux-search")}
+                    ledger.append("run", schema=SCHEMA, **known, resolved=plain_values.read(half / "recipe.yaml"))
+                if add is not None:
+                    add(half)
                 half.rename(path)
         except OSError as error:
             raise BadInput(f"{path}: cannot be created: {error.strerror}") from error
@@ -71,9 +101,20 @@ class Run:
             BadInput: no run, or one that another process holds.
         """
         check_run(path)
+        paths.check_links(path)  # before the lock, which would be written to where a link leads
+        disk.check_files(path)
+        beginning(path)
         run = cls(path)
+        disk.sweep(path)
         run.ledger.append("resume")
         return run
+
+    def _bring_back(self) -> None:
+        """Write again what others of the run's files tell."""
+        if not (self.path / "recipe.yaml").exists():
+            _write_keys(Recipe.parse(beginning(self.path)["resolved"]), self.path)
+        if not is_json(self.path / "environment.json"):
+            _write_environment(self.path)
 
     def events(self) -> list[Event]:
         """What has been recorded so far."""
@@ -81,6 +122,7 @@ class Run:
 
     def note(self, stage: str, text: str) -> None:
         """Note something of a stage in the ledger, once."""
+        text = redacted(text)
         if (stage, text) not in {
             (event["stage"], event["text"]) for event in self.events() if event["event"] == "note"
         }:
@@ -108,11 +150,18 @@ class Run:
         self.close()
 
 
+def write_recipe(recipe: Recipe, folder: Path) -> None:
+    """Write `recipe.yaml`, and the file of its space beside it."""
+    _write_keys(_with_its_space(recipe, folder), folder)
+
+
 def _with_its_space(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with the file of its space copied beside it: a run needs nothing that lies elsewhere.
 
-    The copy keeps the file's name, which is the space's name too.
+    The copy keeps the file's name, which is the space's name too. Other paths are made whole: they lead to the same
+    data and weights from every working directory.
     """
+    recipe = Recipe.parse(paths.from_here(recipe.plain()))
     if recipe.space.file is None:
         return recipe
     source = Path(recipe.space.file)
@@ -120,19 +169,94 @@ def _with_its_space(recipe: Recipe, folder: Path) -> Recipe:
     return recipe.overridden({"space.file": source.name})
 
 
-def check_new(path: Path, name: str) -> None:
+def own_recipe(folder: Path) -> Recipe:
+    """The recipe in a run's directory. Raises `BadInput` if it, or a link, would lead out of the directory."""
+    raw = _own_keys(folder)
+    paths.check_own(raw, folder)
+    return Recipe.parse(paths.from_beside(raw, folder))
+
+
+def _own_keys(folder: Path) -> dict[str, Any]:
+    """What `recipe.yaml` says; where that is gone, what it said when the run began."""
+    file = folder / "recipe.yaml"
+    known = beginning(folder).get("resolved") if (folder / "ledger.jsonl").is_file() else None
+    if known is None:
+        return plain_values.read(file)
+    if not file.exists():
+        return dict(known)
+    how = f"put it back, or remove it: dux resume {folder} writes it again as the run began"
+    try:
+        raw = plain_values.read(file)
+    except BadInput as error:
+        raise BadInput(f"{error}; {how}") from error
+    if not file.read_text().rstrip().endswith("\n" + RECIPE_END):  # a half can be a recipe, too: one of fewer stages
+        raise BadInput(f"{file} is cut off: its last line is not {RECIPE_END!r}; {how}")
+    return raw
+
+
+def beginning(folder: Path) -> Event:
+    """The first event of a run's ledger.
+
+    Raises:
+        BadInput: there is none.
+    """
+    first = next(analysis.events(folder, header_only=True), None)
+    if first is None or first["event"] != "run":
+        raise broken(folder / "ledger.jsonl", 1, "not the beginning of a run")
+    return first
+
+
+def is_json(file: Path) -> bool:
+    """Whether a file is there and is JSON."""
+    try:
+        json.loads(file.read_text())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _write_keys(recipe: Recipe, folder: Path) -> None:
+    with replacing(folder / "recipe.yaml") as temporary:
+        temporary.write_text(f"{recipe.to_yaml()}{RECIPE_END}\n")
+
+
+def _write_environment(folder: Path) -> None:
+    with replacing(folder / "environment.json") as temporary:
+        temporary.write_text(json.dumps(environment(), indent=1) + "\n")
+
+
+def check_new(path: Path | Address, name: str) -> None:
     """Raises `BadInput` unless a run of this name can be made at `path`."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise BadInput(f"a run's name is made of letters, digits, '.', '_' and '-', not {name!r}")
-    if path.exists():
+    check_name(name)
+    if is_there(path):
         raise BadInput(f"{path} exists; choose another --name, or go on with it: dux resume {path}")
 
 
-def check_run(path: Path) -> None:
-    """Raises `BadInput` unless `path` is a run's directory."""
+def check_name(name: str) -> None:
+    """Raises `BadInput` unless a run can have this name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", name):
+        raise BadInput(f"a run's name is made of letters, digits, '.', '_' and '-', not {name!r}")
+
+
+def check_run(path: Path | Address) -> None:
+    """Raises `BadInput` unless `path` is a run's directory, or address."""
+    if isinstance(path, Address):
+        if not is_there(path):
+            raise BadInput(f"{path} is no run: the object store holds none of that name")
+        return
     for name in ("recipe.yaml", "ledger.jsonl"):
-        if not (path / name).is_file():
+        if not (path / name).is_file() and not (name == "recipe.yaml" and _has_recipe(path)):
             raise BadInput(f"{path} is no run's directory: it has no {name}")
+
+
+def _has_recipe(path: Path) -> bool:
+    """Whether the ledger tells the recipe, whose file is gone."""
+    return (path / "ledger.jsonl").is_file() and not (path / "recipe.yaml").exists() and "resolved" in beginning(path)
+
+
+def default_name(recipe: Recipe) -> str:
+    """A run's name where none is given: the recipe's and the time."""
+    return f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def holder(path: Path) -> int | None:
@@ -152,7 +276,7 @@ def _take_lock(path: Path) -> Any:
     try:
         file = open(path / "lock", "a+")  # noqa: SIM115 (held for the life of the run)
     except OSError as error:
-        raise BadInput(f"{path}: cannot be written to: {error.strerror}") from error
+        raise BadInput(f"{path / 'lock'}: cannot be written to: {error.strerror}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -13,10 +13,10 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator.book import Book, Proposer, Trial
+from orchestrator.failures import why_lost
 
 Config = dict[str, Any]
 ROOM = 1 << 20  # bytes; with less, a disk is full
-WORKER_LOST = "its worker was lost too often (killed, or out of memory)"
 
 
 class _NotTunesToKeep:
@@ -27,7 +27,14 @@ class _NotTunesToKeep:
 
 
 class BookSearcher(_NotTunesToKeep, Searcher):
-    """Hands out the book's unfinished trials, then new proposals, `chunk` trials to a Tune trial."""
+    """Hands out the book's unfinished trials, then new proposals, `chunk` trials to a Tune trial.
+
+    Tune retries nothing by itself: a trial whose worker was lost is handed out again, as a new trial of Tune's, until
+    the book has it fail. So it counts alike whether the run was interrupted in between or not.
+
+    Args:
+        why: why trials were lost, by Tune's names of them; the scheduler fills it.
+    """
 
     def __init__(
         self,
@@ -35,48 +42,63 @@ class BookSearcher(_NotTunesToKeep, Searcher):
         proposer: Proposer,
         make_config: Callable[[list[Trial]], Config],
         folder: Path,
-        chunk: int = 1,
+        chunk: int,
+        why: Mapping[str, str],
     ) -> None:
         super().__init__(metric="objective", mode="max")
         self.book, self.proposer, self.make_config, self.chunk = book, proposer, make_config, chunk
-        self.folder = folder
+        self.folder, self.why = folder, why
         self._handed_out: set[int] = set()
         self._numbers: dict[str, list[int]] = {}  # by Tune's name of the trial
+        self._all_proposed = False
 
     def suggest(self, trial_id: str) -> Config | str | None:  # type: ignore[override]
-        """A Tune trial's config; None to wait for results; FINISHED when nothing is left."""
-        trials: list[Trial] = []
-        while len(trials) < self.chunk and (trial := self._next()) is not None:
-            trials.append(trial)
+        """A Tune trial's config; None to wait for what is running; FINISHED when nothing is left."""
+        try:
+            trials = self._some()
+        except Exception as error:
+            self.book.failure = error
+            raise
         if trials:
             self._numbers[trial_id] = [trial.number for trial in trials]
             return self.make_config(trials)
-        waiting = self.proposer.waits and self.book.unfinished()
-        return None if waiting else Searcher.FINISHED
+        return None if self.book.unfinished() and not self.book.hopeless else Searcher.FINISHED
 
-    def _next(self) -> Trial | None:
-        for trial in self.book.unfinished():
-            if trial.number not in self._handed_out:
-                self._handed_out.add(trial.number)
-                return trial
-        proposal = self.proposer.propose(self.book)
-        if proposal is None:
-            return None
-        self.book.propose(proposal)
-        return self._next()
+    def _some(self) -> list[Trial]:
+        """Trials for one worker; one that has lost a worker goes alone, so that it takes no other with it."""
+        trials: list[Trial] = []
+        while (trial := self._next(lost_too=not trials)) is not None:
+            self._handed_out.add(trial.number)
+            trials.append(trial)
+            # Chunks end at multiples of `chunk`: the rest of one that was cut off proposes no more than the whole did.
+            if trial.lost or len(trials) == self.chunk or (trial.number + 1) % self.chunk == 0:
+                break
+        return trials
+
+    def _next(self, lost_too: bool) -> Trial | None:
+        while not self.book.hopeless:
+            for trial in self.book.unfinished():
+                if trial.number not in self._handed_out and (lost_too or not trial.lost):
+                    return trial
+            proposal = None if self._all_proposed else self.proposer.propose(self.book)
+            if proposal is None:
+                self._all_proposed = not self.proposer.waits
+                return None
+            self.book.propose(proposal)  # has failed by now, if it cannot be built
+        return None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """What went well is in the book already. An error here is final: Tune has retried as often as it may.
-
-        (Tune tells its scheduler of an error before every retry too, so the scheduler cannot know.)
-        """
-        if error:
-            if shutil.disk_usage(self.folder).free < ROOM:
-                # Nobody can work on a full disk: the trials stay unfinished, and the run ends until there is room.
-                self.book.failure = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                raise self.book.failure
-            for number in self._numbers[trial_id]:
-                self.book.end(number, "failed", WORKER_LOST)
+        """What went well is in the book already."""
+        if not error:
+            return
+        if shutil.disk_usage(self.folder).free < ROOM:
+            # Nobody can work on a full disk: the trials stay unfinished, and the run ends until there is room.
+            self.book.failure = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise self.book.failure
+        numbers = self._numbers[trial_id]
+        for number in numbers:
+            self.book.lose(number, self.why[trial_id], alone=len(numbers) == 1)
+        self._handed_out.difference_update(numbers)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger is the truth, and a resumed stage is a new experiment made from it."""
@@ -91,9 +113,16 @@ class BookScheduler(_NotTunesToKeep, FIFOScheduler):
     def __init__(self, book: Book, on_change: Callable[[list[int]], None]) -> None:
         super().__init__()
         self.book, self.on_change = book, on_change
+        self.why: dict[str, str] = {}  # why trials were lost, by Tune's names of them
+
+    def on_trial_error(self, tune_controller: TuneController, trial: TuneTrial) -> None:
+        """Note why. Tune tells its searcher next, unless it goes on by itself (where a node was called back)."""
+        self.why[trial.trial_id] = why_lost(trial)
 
     def on_trial_result(self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]) -> str:
         self._take(trial, result)
+        if self.book.hopeless:
+            tune_controller.request_stop_experiment()
         done = all(self.book.trials[number].done for number in _numbers(trial))
         return TrialScheduler.STOP if done else TrialScheduler.CONTINUE
 

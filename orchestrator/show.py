@@ -14,6 +14,7 @@ from rich.text import Text
 
 import analysis
 from analysis.schema import SIZES, score_columns
+from orchestrator.disk import disk_line
 
 
 def ranking(results: analysis.Results | None, table: pd.DataFrame, notes: Iterable[str] = ()) -> RenderableType:
@@ -53,7 +54,7 @@ def scores(results: analysis.Results, table: pd.DataFrame, top: int = 10) -> Ren
     return ranking(results, table.head(top), [*lacking(results), line])
 
 
-def lacking(source: analysis.Results | Path) -> list[str]:
+def lacking(source: analysis.Results | Path | str) -> list[str]:
     """A line for each score that some candidate has no value of, with the commonest reason."""
     try:
         table = analysis.missing(source)
@@ -197,7 +198,7 @@ def _cost_lines(results: analysis.Results, table: pd.DataFrame) -> list[str]:
     return lines
 
 
-def status(results: analysis.Results, held_by: int | None) -> RenderableType:
+def status(results: analysis.Results, held_by: int | str | None) -> RenderableType:
     """How far a run is."""
     table = Table(title=str(results.path), title_justify="left")
     frame = results.stage_summary()
@@ -219,8 +220,14 @@ def status(results: analysis.Results, held_by: int | None) -> RenderableType:
     state = "finished" if results.finished else f"running (process {held_by})" if held_by else "interrupted"
     lines = [f"{state}; {results.device_seconds:,.1f} device-seconds"]
     lines += _teacher_lines(results)
+    lines += [disk_line(results.path)] if isinstance(results.path, Path) else []
     failed = results.trials[results.trials["status"] == "failed"]
     lines += [f"failed: {row.stage} trial {row.number}: {row.reason}" for row in failed.head(5).itertuples()]
+    lost = results.trials[(results.trials["lost"] > 0) & (results.trials["status"] != "failed")]
+    lines += [
+        f"taken up again: {row.stage} trial {row.number}, whose worker was lost {row.lost} times"
+        for row in lost.head(5).itertuples()
+    ]
     if not results.finished and not held_by:
         lines.append(f"go on with it: dux resume {results.path}")
     return Group(table, *[Text(line) for line in lines])

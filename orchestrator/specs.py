@@ -19,7 +19,7 @@ class TaskSpec(Model):
 
     dataset: str
     path: str | None = None
-    image_size: int | None = Field(None, ge=4)
+    image_size: int | None = Field(None, ge=4, le=2048)
     subset: int | None = Field(None, ge=2)  # training images
     valid: int | None = Field(None, ge=2)  # validation images
     valid_fraction: float | None = Field(None, gt=0, lt=1)
@@ -117,7 +117,7 @@ class StageSpec(Model):
     a stage with a regime of its own that gives no losses has that regime's.
     """
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)
     trial: Literal["score", "distill"]
     trials: int | None = Field(None, ge=1)  # proposals; default: every candidate once
     keep: int | None = Field(None, ge=1)  # how many go on to the next stage

@@ -9,15 +9,20 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.experiment import Trial as TuneTrial
 
 from orchestrator.book import Book, Proposer, Trial
+from orchestrator.failures import commonest
+from orchestrator.nodes import AsManyAsFit, trials_held
+from orchestrator.pruning import Pruner
 from orchestrator.recipe import resolved
 from orchestrator.search import BookScheduler, BookSearcher, Config
 from orchestrator.specs import Resources, StageSpec
-from trainables.trial import DistillTrial, ScoreTrial, StageContext, checkpoint_name
+from orchestrator.watch import ClusterLost, watched
+from trainables import heartbeat
+from trainables.trial import DistillTrial, ScoreTrial, StageContext
 
-WORKER_RETRIES = 2  # how often a trial is taken up again after its worker was lost
 SCORES_PER_TRIAL = 8  # so that a Tune trial outlasts what Tune itself takes for it
 SCORES_AT_MOST = 64  # where no proposal waits for results, and there are enough for every worker
 
@@ -28,6 +33,10 @@ class Interrupted(Exception):
 
 class StageFailed(Exception):
     """Nothing of the stage can go on; the message says why."""
+
+
+class TrialsFailed(StageFailed):
+    """Too many trials failed. What they failed of may be mended, and they begun again (`Book.retry`)."""
 
 
 @dataclass(frozen=True)
@@ -42,24 +51,33 @@ class StageRun:
     workers: int | None
     last: bool
     on_change: Callable[[], None]
+    prune: Pruner
 
     def run(self) -> None:
         """Run what is left of the stage.
 
         Raises:
             Interrupted: by Ctrl-C.
-            StageFailed: nobody can go on; see `survivors`.
+            ClusterLost: Ray has died or hangs.
+            StageFailed: nobody can go on; see `check_failures` and `survivors`.
         """
-        slots = self.slots()
+        slots = watched(self.slots)
         started = time.monotonic()
         quiet()
         self.book.mend()
+        check_failures(self.book)  # a resumed stage, of which too many had failed
+        halt = Halt(self.book)
         try:
-            self._tuner(slots).fit()
+            watched(lambda: self._tuner(slots, halt).fit(), self.context.folder / heartbeat.FOLDER, halt.ask)
+        except KeyboardInterrupt:
+            raise Interrupted from None
+        except ClusterLost:
+            raise
         except Exception:
             if self.book.failure is not None:
                 raise self.book.failure from None
             raise
+        check_failures(self.book)
         if self.book.unfinished():
             raise Interrupted
         self.book.keep(survivors(self.book, self.last))
@@ -67,35 +85,42 @@ class StageRun:
 
     def slots(self) -> int:
         """How many trials can run at once."""
-        have = ray.cluster_resources()
-        wanted = {"CPU": self.resources.cpu, "GPU": self.resources.gpu}
-        fits = min(int(have.get(kind, 0) / amount + 1e-9) for kind, amount in wanted.items() if amount)
+        fits = trials_held(self.resources)
         if fits < 1:
-            offered = ", ".join(f"{kind} {have.get(kind, 0):g}" for kind, amount in wanted.items() if amount)
-            raise StageFailed(f"no trial fits: resources asks for {wanted}, the cluster has {offered}")
+            wanted = ", ".join(f"{kind} {amount:g}" for kind, amount in self.resources if amount)
+            raise StageFailed(f"no node holds a trial: the recipe's resources ask for {wanted}")
         return min(fits, self.workers) if self.workers else fits
 
-    def _tuner(self, slots: int) -> Tuner:
+    def _at_once(self) -> int:
+        """How many trials Tune may start now.
+
+        One more than fit: with fewer, a reused actor can keep the others from ever starting. On a cluster that grows
+        by demand, the one that waits brings the next node.
+        """
+        most = max(1, trials_held(self.resources)) + 1
+        return min(most, self.workers) if self.workers else most
+
+    def _tuner(self, slots: int, halt: "Halt") -> Tuner:
         trainable = ScoreTrial if self.spec.trial == "score" else DistillTrial
         chunk = self._scores_per_trial(slots) if self.spec.trial == "score" else 1
         shipped = tune.with_parameters(trainable, context=self.context)
         resources = {"cpu": self.resources.cpu, "gpu": self.resources.gpu}
-        # One more than the slots: with fewer, a reused actor can keep the others from ever starting.
-        at_once = slots if self.workers else slots + 1
+        scheduler = BookScheduler(self.book, self._changed)
+        searcher = BookSearcher(self.book, self.proposer, self.config, self.context.folder, chunk, scheduler.why)
         return Tuner(
             tune.with_resources(shipped, resources),
             tune_config=TuneConfig(
-                search_alg=BookSearcher(self.book, self.proposer, self.config, self.context.folder, chunk),
-                scheduler=BookScheduler(self.book, self._changed),
+                search_alg=AsManyAsFit(searcher, self._at_once),
+                scheduler=scheduler,
                 num_samples=-1,
-                max_concurrent_trials=at_once,
                 reuse_actors=True,
             ),
             run_config=RunConfig(
                 name="tune",
                 storage_path=str(self.context.folder.resolve()),
                 checkpoint_config=CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
-                failure_config=FailureConfig(max_failures=WORKER_RETRIES),
+                failure_config=FailureConfig(max_failures=0),  # the searcher hands out again what was lost
+                callbacks=[halt],
                 verbose=0,
             ),
         )
@@ -111,6 +136,9 @@ class StageRun:
         if self.spec.trial == "score":
             return {"trials": [{**self._named(trial), "arch": dict(self._proposal(trial).arch)} for trial in trials]}
         [trial] = trials
+        return self._distilling(trial)
+
+    def _distilling(self, trial: Trial) -> Config:
         proposal = self._proposal(trial)
         return {
             **self._named(trial),
@@ -119,7 +147,7 @@ class StageRun:
             "settings": resolved(self.spec.settings(), proposal.params),
             "until": proposal.until,
             "reported": trial.epoch or proposal.start_epoch,
-            "parent": proposal.parent,
+            "parent": None if proposal.parent is None else self._distilling(self.book.trials[proposal.parent]),
         }
 
     def _named(self, trial: Trial) -> Mapping[str, Any]:
@@ -130,11 +158,49 @@ class StageRun:
 
     def _changed(self, numbers: list[int]) -> None:
         """Prune checkpoints that nothing will start from, and tell the display."""
-        for trial in (self.book.trials[number] for number in numbers):
-            keeps = trial.status == "completed" and (self.last or self.spec.scheduler.name == "pbt")
-            if trial.done and not keeps:
-                self.context.store.remove(checkpoint_name(trial.number))
-        self.on_change()
+        try:
+            self.prune(numbers)
+            self.on_change()
+        except OSError as error:  # a full disk, while the tables are written
+            self.book.failure = error
+            raise
+
+def check_failures(book: Book, at_end: bool = False) -> None:
+    """Raises `TrialsFailed` if more trials have failed than may, with the commonest reason.
+
+    Args:
+        at_end: all trials have ended; their share says something then, be they ever so few.
+    """
+    if book.hopeless or (at_end and book.fails_too_often()):
+        failed, ended = book.count("failed"), sum(trial.done for trial in book.trials.values())
+        few = f"{failed} of {ended} trials failed (max_failure_rate {book.max_failure_rate:g})"
+        raise TrialsFailed(_said(book, f"all {ended} trials failed" if failed == ended else few))
+
+
+class Halt(Callback):
+    """Ends an experiment in the middle: nothing more is written, and the trials' actors are killed.
+
+    Each trial has a checkpoint of its last epoch, so there is nothing to wait for.
+    """
+
+    def __init__(self, book: Book) -> None:
+        self.book, self.asked = book, False
+
+    def ask(self) -> None:
+        """Have the experiment ended by its own thread, from any other."""
+        for name in ("ray", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # it would complain of what is done to it
+        self.book.give_up()
+        self.asked = True
+
+    def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        if self.asked:
+            for actor in filter(None, (trial.temporary_state.ray_actor for trial in trials)):
+                ray.kill(actor)
+            raise Interrupted
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks into a state of its own, which dux never reads
 
 
 def survivors(book: Book, last: bool) -> list[int]:
@@ -143,14 +209,18 @@ def survivors(book: Book, last: bool) -> list[int]:
     Raises:
         StageFailed: there is none, with the commonest reason.
     """
+    check_failures(book, at_end=True)
     best = book.best()
     if best or (last and book.stage.trial == "score" and book.count("completed")):
         return best[: book.stage.keep]
-    what = f"all {len(book.trials)} trials failed"
-    if book.count("completed"):
-        what = f"no candidate has a value of the objective ({', '.join(book.weights)})"
-    reasons = sorted(filter(None, map(_why, book.trials.values()))) or ["no reason was given"]
-    raise StageFailed(f"stage {book.stage.name!r}: {what}; {max(reasons, key=reasons.count)}")
+    nobody = f"no candidate has a value of the objective ({', '.join(book.weights)})"
+    if failed := book.count("failed"):
+        raise TrialsFailed(_said(book, f"{nobody}; {failed} of {len(book.trials)} trials failed"))
+    raise StageFailed(_said(book, nobody))
+
+
+def _said(book: Book, what: str) -> str:
+    return f"stage {book.stage.name!r}: {what}; {commonest(map(_why, book.trials.values()))}"
 
 
 def _why(trial: Trial) -> str:
@@ -164,6 +234,7 @@ def quiet() -> None:
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "3600"
+    os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)

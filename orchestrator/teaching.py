@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -11,7 +13,10 @@ from orchestrator import kept_outputs
 from orchestrator.prepared import Search
 from orchestrator.run_directory import Run, RunFailed
 from orchestrator.specs import StageSpec
-from trainables import cost, teacher_training, teachers
+from orchestrator.watch import watched
+from spaces import BadInput
+from trainables import cost, heartbeat, teacher_training, teachers
+from trainables.images import cache_dir
 from trainables.trial import TeacherContext
 
 
@@ -20,16 +25,20 @@ def obtained(run: Run, search: Search, which: str) -> TeacherContext:
     config, path = search.teachers[which], run.path / f"{which}.safetensors"
     told = (event for event in run.events() if event["event"] == "teacher")
     noted = next((event for event in told if event.get("which", "teacher") == which), None)
-    if noted is not None and path.exists():
-        member = teachers.build(config, search.data)
-        teachers.load_weights(member, path)
-        if teachers.weights_hash(member) != noted["sha256"]:
-            raise RunFailed(f"{path} is not the teacher that this run began with; put that file back")
-        return TeacherContext(config, _arrays(member.net.state_dict()), noted["sha256"], None)
+    began_with = None if noted is None else noted["sha256"]
+    if began_with is not None and (kept := _kept(config, search, path, began_with)) is not None:
+        return kept
     resources = run.recipe.resources
-    obtain = ray.remote(num_cpus=resources.cpu, num_gpus=resources.gpu)(teacher_training.obtain)
+    alive = run.path.resolve() / heartbeat.FOLDER
+    obtain = ray.remote(num_cpus=resources.cpu, num_gpus=resources.gpu)(_obtained_alive)
     augment = next((stage.augment for stage in run.recipe.stages if stage.augment), {})
-    trained: teacher_training.Trained = ray.get(obtain.remote(config, search.data, augment, resources.gpu > 0))
+    task = obtain.remote(alive, config, search.data, augment, resources.gpu > 0, began_with)
+    trained: teacher_training.Trained = watched(lambda: ray.get(task), alive, lambda: ray.cancel(task, force=True))
+    if began_with not in (None, trained.hash):
+        raise RunFailed(
+            f"{path} is not the teacher that this run began with, and it does not come out the same again; put that "
+            f"file back and go on: dux resume {run.path}"
+        )
     member = teachers.build(config, search.data)
     member.net.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in trained.weights.items()})
     teachers.save_weights(member, path)
@@ -46,6 +55,24 @@ def obtained(run: Run, search: Search, which: str) -> TeacherContext:
         **counted,
     )
     return TeacherContext(config, trained.weights, trained.hash, None)
+
+
+def _obtained_alive(alive: Path, *how: Any) -> teacher_training.Trained:
+    """In a worker: the teacher, while the driver can see that the worker lives. Ray begins a lost one again."""
+    heartbeat.start(alive)
+    return teacher_training.obtain(*how)
+
+
+def _kept(config: teachers.TeacherConfig, search: Search, path: Path, began_with: str) -> TeacherContext | None:
+    """The teacher from the run's directory; None if it is gone, damaged, or not the one that the run began with."""
+    member = teachers.build(config, search.data)
+    try:
+        teachers.load_weights(member, path)
+    except BadInput:
+        return None
+    if teachers.weights_hash(member) != began_with:
+        return None
+    return TeacherContext(config, _arrays(member.net.state_dict()), began_with, None)
 
 
 def _source(config: teachers.TeacherConfig) -> str:
@@ -84,7 +111,10 @@ def _with_outputs(
     nets = {name: search.teacher_net(name) for name in taught_by}
     gigabytes, views = kept_outputs.room(stage, search.declared(stage), nets, search.data)
     if gigabytes <= run.recipe.teacher_cache_gb:
-        return {n: replace(teacher, outputs=run.path.resolve() / "teacher-outputs") for n, teacher in taught_by.items()}
+        folder = run.path.resolve() / "teacher-outputs"
+        if run.store.remote:  # then each node has a cache folder of its own
+            folder = folder.relative_to(cache_dir().resolve())
+        return {name: replace(teacher, outputs=folder) for name, teacher in taught_by.items()}
     run.note(stage.name, (
         f"the teacher's outputs ({', '.join(views)}) would take {gigabytes:.1f} GB, more than teacher_cache_gb "
         f"{run.recipe.teacher_cache_gb:g}: they are computed for each student"))  # fmt: skip

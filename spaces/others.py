@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from spaces import domains
+from spaces.bounds import check_size
 from spaces.domains import Domain
 from spaces.errors import BadInput, unknown
+from spaces.redact import redacted
 from spaces.seeding import generator
 from spaces.space import Arch, Space, chosen
 from spaces.task import Task
@@ -25,7 +27,7 @@ def one_line(error: BaseException) -> str:
     """Kind and text of an error, with its innermost line in a user's file if it comes from there."""
     frames = [(f, line) for f, line in traceback.walk_tb(error.__traceback__) if _is_users(f.f_globals)]
     place = [f" ({Path(frame.f_code.co_filename).name}:{line})" for frame, line in frames[-1:]]
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}{''.join(place)}"
+    return f"{type(error).__name__}: {' '.join(redacted(error).split())[:200]}{''.join(place)}"
 
 
 @contextmanager
@@ -72,6 +74,7 @@ def _check(space: Space, arch: Arch, task: Task) -> None:
     where = f"space {space.name!r}, {chosen(arch)}"
     with torch.random.fork_rng(devices=[]):
         with blaming(f"{where}: build fails"):
+            check_size(lambda: space.build(arch, task))
             net = space.build(arch, task)
         try:
             _check_network(net, space, task)

@@ -9,6 +9,7 @@ Workers need not have the file: its text goes to them, and is executed once in e
 import hashlib
 import inspect
 import linecache
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -21,9 +22,11 @@ from ray.tune.search.sample import Domain
 
 from spaces.domains import ParamSpace
 from spaces.errors import BadInput, unknown
-from spaces.others import USERS, blaming
+from spaces.others import USERS, blaming, one_line
 from spaces.seeding import stable_hash
 from spaces.space import Moves, Space, as_is, chosen, everything
+
+LARGEST = 2_000_000  # bytes of a file
 
 
 def load(path: str | Path) -> Space:
@@ -33,11 +36,13 @@ def load(path: str | Path) -> Space:
         BadInput: no such file; no Python, or Python that fails; or names that are missing or of the wrong kind.
             What `build` does shows in `spaces.check_space`.
     """
-    file = Path(path).expanduser().resolve()
     try:
+        file = Path(os.path.expanduser(path)).resolve()
+        if file.stat().st_size > LARGEST:
+            raise BadInput(f"{path}: too large for a space: over {LARGEST:,} bytes")
         source = Source(str(file), file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: no such file of a space, or not readable as text: {error}") from error
+        raise BadInput(f"{path}: no such file of a space, or not readable as text: {one_line(error)}") from error
     module = source.module()
     try:
         return _space(source, module)

@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from spaces import domains
+from spaces.bounds import bounded
 from spaces.domains import ParamSpace
 from spaces.errors import BadInput, unknown
 from spaces.seeding import stable_hash
@@ -77,8 +78,9 @@ class Space:
             domains.check_domain(f"space {self.name!r}, {name}", domain)
 
     def build(self, arch: Arch, task: Task) -> nn.Module:
-        """The network of an architecture, initialised by torch's global generator."""
-        return self.builder(arch, task, **self.options)
+        """The network of an architecture, initialised by torch's global generator. `BadInput` for one too large."""
+        with bounded():
+            return self.builder(arch, task, **self.options)
 
     def look(self, net: nn.Module, task: Task) -> tuple[tuple[str, ...], str]:
         """Names of a network's taps and of its head.

@@ -6,6 +6,7 @@ takes the wanted subset of the rest. Decoded images are kept under `cache_dir()`
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -241,7 +242,7 @@ TORCHVISION: dict[str, tuple[str, Any, Any]] = {
 def _torchvision(config: DataConfig) -> Pools:
     import torchvision  # here, for importing it takes seconds that other sources need not pay
 
-    root = Path(config.path or cache_dir() / "torchvision" / config.dataset).expanduser()
+    root = Path(os.path.expanduser(config.path or cache_dir() / "torchvision" / config.dataset))
     argument, *values = TORCHVISION[config.dataset]
 
     def read(value: Any) -> Labelled:
@@ -293,8 +294,12 @@ SOURCES: dict[str, Callable[[DataConfig], Pools]] = {
 def _existing(config: DataConfig) -> Path:
     if not config.path:
         raise BadInput(f"data set {config.dataset!r} needs path, the folder it lies in")
-    root = Path(config.path).expanduser()
-    if not root.is_dir():
+    root = Path(os.path.expanduser(config.path))
+    try:
+        is_folder = root.is_dir()
+    except (OSError, ValueError) as error:  # a name that no file system takes
+        raise BadInput(f"{str(root)[:100]!r} can be no folder: {one_line(error)}") from error
+    if not is_folder:
         raise BadInput(f"{root}: no such folder")
     return root
 

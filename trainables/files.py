@@ -2,10 +2,14 @@
 
 import fcntl
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# What `replacing`, and the writers of tables, leave behind when their process is killed.
+LEFT_BEHIND = re.compile(r"\..+\.([a-z0-9_]{8}|\d+\.tmp)")
 
 
 @contextmanager

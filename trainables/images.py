@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from spaces.errors import BadInput
+from spaces.redact import redacted
 from spaces.seeding import stable_hash
 from trainables.files import replacing
 
@@ -37,7 +39,7 @@ def cache_dir() -> Path:
 
 
 def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return " ".join(redacted(error).split())[:200] or type(error).__name__
 
 
 def decoded(sources: Iterable[tuple[str, bytes | Path | None]], size: int | None) -> Iterator[tuple[str, np.ndarray]]:
@@ -45,7 +47,11 @@ def decoded(sources: Iterable[tuple[str, bytes | Path | None]], size: int | None
     left = iter(sources)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         while batch := list(islice(left, BATCH)):
-            yield from threads.map(lambda item: _decode(item[0], item[1], size), batch)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what is odd in a file that can be read all the same
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                ready = list(threads.map(lambda item: _decode(item[0], item[1], size), batch))
+            yield from ready
 
 
 def _decode(where: str, source: bytes | Path | None, size: int | None) -> tuple[str, np.ndarray]:
@@ -78,6 +84,7 @@ def stack(pixels: Iterable[tuple[str, np.ndarray]], count: int) -> np.ndarray:
     images = np.empty((0, 1, 1, 1), np.uint8)
     for row, (where, image) in enumerate(pixels):
         if row == 0:
+            _check_room(count, image, where)
             images = np.empty((count, *image.shape), np.uint8)
         if image.shape[1:] != images.shape[2:]:
             raise BadInput(f"{where}: {image.shape[1]} pixels wide, others {images.shape[2]}; set image_size")
@@ -85,6 +92,14 @@ def stack(pixels: Iterable[tuple[str, np.ndarray]], count: int) -> np.ndarray:
             images = np.repeat(images, 3, axis=1)
         images[row] = image
     return images
+
+
+def _check_room(count: int, image: np.ndarray, where: str) -> None:
+    """Raises `BadInput` if so many images like this one, in colour, are more than this machine's memory."""
+    size, memory = 3 * count * image[0].size, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        rule = f"{count:,} images of {image.shape[1]} pixels take {size / 1e9:,.0f} GB, the memory has"
+        raise BadInput(f"{where}: {rule} {memory / 1e9:,.0f} GB; set a smaller image_size")
 
 
 def stamp(file: Path) -> list[Any]:

@@ -2,14 +2,16 @@
 
 An epoch's outputs are one safetensors file in a folder that all trials of a node see. The first trial that needs the
 epoch computes it, the others wait for that and map the file; what was computed is still there after a resume. A file's
-name is derived from all that its contents depend on.
+name is derived from all that its contents depend on, and its header holds their checksum: a process looks at it the
+first time that it reads the file.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -117,8 +119,9 @@ class TeacherOutputs:
             with locked(path.with_suffix(".lock")):
                 found = _read(path)  # another process may have been faster
                 if found is None:
+                    computed = compute()
                     with replacing(path) as temporary:
-                        temporary.write_bytes(save(compute()))
+                        temporary.write_bytes(save(computed, {CHECKSUM: _checksum(computed)}))
                     found = load_file(path)
         return found
 
@@ -126,6 +129,32 @@ class TeacherOutputs:
 def _read(path: Path) -> dict[str, Tensor] | None:
     """The tensors of a file, mapped; None if it is missing or damaged, since all of it can be computed again."""
     try:
-        return load_file(path)
-    except (FileNotFoundError, SafetensorError):
+        tensors, is_whole = load_file(path), _stamp(path) in _whole
+        if not is_whole:
+            with safe_open(path, "pt") as file:
+                is_whole = (file.metadata() or {}).get(CHECKSUM) == _checksum(tensors)
+            if is_whole:
+                _whole.add(_stamp(path))
+    except (OSError, SafetensorError):
         return None
+    return tensors if is_whole else None
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """A CRC of names, types, shapes and numbers: 0.09 s for 200 MB, of which sha256 takes 0.20 and blake2b 0.44."""
+    crc = 0
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        crc = zlib.crc32(f"{name}{tensor.dtype}{list(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
+
+
+def _stamp(path: Path) -> tuple[str, int, int, int]:
+    """Changes when the file does."""
+    found = path.stat()
+    return str(path), found.st_ino, found.st_size, found.st_mtime_ns
+
+
+_whole: set[tuple[str, int, int, int]] = set()  # files of which this process knows that they are what was written
+CHECKSUM = "crc32"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from spaces import BadInput
 from spaces.seeding import derive_seed, stable_hash
 from trainables import losses, teachers
 from trainables.contracts import Data, Member, Split
@@ -30,8 +31,14 @@ class Trained:
     kept: bool  # taken from the cache
 
 
-def obtain(config: teachers.TeacherConfig, data: Data, augment: Mapping[str, Any], gpu: bool) -> Trained:
-    """The teacher of a recipe: from its file, from its package, or trained here unless that was done before."""
+def obtain(
+    config: teachers.TeacherConfig, data: Data, augment: Mapping[str, Any], gpu: bool, expected: str | None = None
+) -> Trained:
+    """The teacher of a recipe: from its file, from its package, or trained here unless that was done before.
+
+    Args:
+        expected: the hash of the weights that are wanted again; one in the cache that has another is not taken.
+    """
     torch.set_num_threads(1)
     device = torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
     member = teachers.build(config, data)
@@ -42,10 +49,8 @@ def obtain(config: teachers.TeacherConfig, data: Data, augment: Mapping[str, Any
         recipe = stable_hash([config.train_epochs, config.seed, dict(augment)])[:16]
         path = teachers.kept_path(config, data, recipe)
         with locked(path.with_suffix(".lock")):
-            kept = path.exists()
-            if kept:
-                teachers.load_weights(member, path)
-            else:
+            kept = _is_kept(member, path, expected)
+            if not kept:
                 train(member, data, config.train_epochs, config.seed, Augment(**augment), device)
                 teachers.save_weights(member, path)
     seconds = 0.0 if kept or not config.train_epochs else time.perf_counter() - started
@@ -54,6 +59,21 @@ def obtain(config: teachers.TeacherConfig, data: Data, augment: Mapping[str, Any
                (("valid", data.valid), ("test", data.test))}  # fmt: skip
     weights = {name: tensor.cpu().numpy() for name, tensor in member.net.state_dict().items()}
     return Trained(weights, teachers.weights_hash(member), seconds, metrics, kept)
+
+
+def _is_kept(member: Member, path: Path, expected: str | None) -> bool:
+    """Whether the cache has the teacher, which is read then. One that is damaged is trained again."""
+    if not path.exists():
+        return False
+    fresh = {name: tensor.clone() for name, tensor in member.net.state_dict().items()}
+    try:
+        teachers.load_weights(member, path)
+    except BadInput:
+        return False
+    if expected in (None, teachers.weights_hash(member)):
+        return True
+    member.net.load_state_dict(fresh)
+    return False
 
 
 def train(member: Member, data: Data, epochs: int, seed: int, augment: Augment, device: torch.device) -> None:

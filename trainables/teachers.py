@@ -1,7 +1,9 @@
 """Teachers: the network that a config describes, and the files that its weights come from and go to."""
 
 import hashlib
+import os
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 import spaces
 from spaces import Task
+from spaces.bounds import bounded, check_size
 from spaces.errors import BadInput, unknown
 from spaces.others import blaming, one_line
 from spaces.packages import timm_model, torchvision_model
@@ -101,7 +104,7 @@ def load_weights(member: Member, path: str | Path) -> None:
     Raises:
         BadInput: no such file, not a weights file, or weights of another network.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     state = _read(path)
     own = member.net.state_dict()
     given = {_own_name(name, own): tensor for name, tensor in state.items()}
@@ -173,14 +176,17 @@ def _of_space(config: TeacherConfig, task: Task) -> _Net:
         if name not in arch:
             raise BadInput(f"the teacher's arch lacks {name!r} of space {space.name!r}")
     with blaming(f"space {space.name!r} cannot be made"):
-        net = space.restrict({}, **config.options).build(arch, task)
+        made = space.restrict({}, **config.options)
+        check_size(lambda: made.build(arch, task))
+        net = made.build(arch, task)
     find_taps(net, task)  # refuses what was built but cannot be run
     return net, *space.look(net, task), None
 
 
 def _of_package(config: TeacherConfig, task: Task) -> _Net:
     package, name = ("timm", config.timm) if config.timm else ("torchvision", config.torchvision)
-    net, normal, classes = PACKAGES[package](str(name), config, task)
+    with bounded():
+        net, normal, classes = PACKAGES[package](str(name), config, task)
     if config.pretrained and not config.train_epochs and classes != task.classes:
         raise BadInput(f"{name} is pretrained for {classes} classes, the data has {task.classes}; set train_epochs too")
     return net, *find_taps(net, task), normal
@@ -220,22 +226,47 @@ def _exactly_one(what: str, given: Mapping[str, bool]) -> None:
 
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file by name, without the prefix of `nn.DataParallel`."""
-    if not path.is_file():
+    if not _is_file(path):
         raise BadInput(f"{path}: no such file of weights")
     try:
+        _check_unpacked(path)
         with warnings.catch_warnings():  # torch warns of files that it then refuses
             warnings.simplefilter("ignore")
             is_safe = path.suffix == ".safetensors"
             state: Any = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
+    except BadInput:
+        raise
     except UnpicklingError as error:
         raise BadInput(f"{path}: damaged, or holds more than tensors, which is not read for it can run code") from error
     except Exception as error:  # torch raises whatever its reader of a damaged file stumbles on
         raise BadInput(f"{path}: no whole file of weights: {one_line(error)}") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not state or not all(map(_is_plain, state.values())):
         raise BadInput(f"{path}: holds no tensors by name, as such or under `state_dict`")
     return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file system takes
+        return False
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is a tensor of real numbers, each in its place in this process's memory."""
+    plain = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+    return plain and not (value.is_quantized or value.is_complex() or value.is_nested)  # type: ignore[attr-defined]
+
+
+def _check_unpacked(path: Path) -> None:
+    """Raises `BadInput` for an archive whose entries unpack to more than the file: torch writes them as they are."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise BadInput(f"{path}: its entries are compressed, which torch.save never does; it is not unpacked")
 
 
 def _own_name(name: str, own: Mapping[str, Tensor]) -> str:

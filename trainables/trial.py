@@ -4,18 +4,13 @@ A trial's own checkpoint, written before each report, is what it resumes from; T
 killed worker, a killed driver and a moved run are one case: the trial is set up again and finds its file.
 """
 
-import errno
-import io
 import math
 import os
 import time
-import traceback
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -23,16 +18,20 @@ import torch
 from ray import tune
 
 from spaces import BadInput, Space, Task
+from spaces.redact import redacted
 from spaces.seeding import derive_seed
-from trainables import regimes, scores, teachers
+from trainables import heartbeat, regimes, scores, teachers
+from trainables.checkpoints import checkpoint_name, packed, unpacked
 from trainables.contracts import Data, Member, Probe, Split
 from trainables.cost import flops, latency_ms
 from trainables.curriculum import Augment, Batch, Curriculum
 from trainables.curves import curves_file, curves_name
 from trainables.declare import Program
 from trainables.evaluate import Predictions, evaluate, evaluating, predict
+from trainables.failures import timed
 from trainables.figures import FIGURES
 from trainables.fit import Fit, NonFiniteLoss, OptimizerConfig, memory_format
+from trainables.images import cache_dir
 from trainables.rdm import drawn_images, guidance, layer_rdms
 from trainables.store import Store
 from trainables.teacher_outputs import TeacherOutputs
@@ -40,7 +39,6 @@ from trainables.teacher_outputs import TeacherOutputs
 Json = dict[str, Any]
 GUIDANCE_IMAGES = 256  # validation images that `teacher_guidance` looks at, drawn by the run's seed: 32,640 pairs
 SCORED_EVERY = 2.0  # seconds; what a kill can cost of a trial that scores many candidates
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # the disk's errors, which are no trial's fault
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class TeacherContext:
     config: teachers.TeacherConfig
     weights: Mapping[str, np.ndarray]
     hash: str
-    outputs: Path | None  # where its outputs are kept; None computes them for each student
+    outputs: Path | None  # where its outputs are kept, from the cache folder on; None computes them for each student
 
 
 @dataclass(frozen=True)
@@ -113,20 +111,6 @@ class StageContext:
         return member.eval().requires_grad_(False)
 
 
-def checkpoint_name(number: int) -> str:
-    """The checkpoint of a stage's trial, within the stage's folder."""
-    return f"checkpoints/{number:05d}.pt"
-
-
-def reason(error: Exception) -> str:
-    """Why a trial failed, in one line: what dux itself refuses as it is, any other error with its place."""
-    if isinstance(error, NonFiniteLoss | BadInput):
-        return str(error)
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text} ({Path(place.filename).name}:{place.lineno})"
-
-
 class _Trial(tune.Trainable):
     """What both kinds of trial do: survive their own errors, and be reused."""
 
@@ -136,6 +120,7 @@ class _Trial(tune.Trainable):
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self.context = context
         self._teachers: dict[str, Member] = {}
+        heartbeat.start(context.folder / heartbeat.FOLDER)
         self._begin(config)
 
     def reset_config(self, new_config: Json) -> bool:
@@ -145,7 +130,10 @@ class _Trial(tune.Trainable):
     def step(self) -> Json:
         """Reports of one or several of the run's trials: a list, since Tune takes nested mappings apart.
 
-        An error that would come again ends a trial with its reason; Tune retries only what a lost worker was doing.
+        An error that would come again ends a trial with its reason; what a lost worker was doing is taken up again.
+
+        Raises:
+            WorkerSpoilt: out of memory, or a broken device: the worker is given up.
         """
         reports = self._step()
         worker = f"{os.uname().nodename}:{os.getpid()}"
@@ -172,7 +160,7 @@ class DistillTrial(_Trial):
 
     Its config: `number` and `seed` of the trial; `arch`; `control` (train without the teacher); `settings` (losses,
     optimizer, batch_size, augment; no domains); `until` (the epoch after which it is done); `reported` (epochs that
-    the run has already logged); `parent` (a checkpoint to start from, or None).
+    the run has already logged); `parent` (the config of the trial from whose end it starts, or None).
     """
 
     def _begin(self, config: Json) -> None:
@@ -185,7 +173,7 @@ class DistillTrial(_Trial):
         self.fit = None
 
     def _step(self) -> list[Json]:
-        return [{"number": self.spec["number"], **_timed(self._next_report)}]
+        return [{"number": self.spec["number"], **timed(self._next_report)}]
 
     def _next_report(self) -> Json:
         if self.fit is None:
@@ -211,12 +199,25 @@ class DistillTrial(_Trial):
         optimizer = OptimizerConfig(**settings["optimizer"])
         seed = derive_seed(context.seed, "fit", self.spec["seed"])
         fit = Fit(program, curriculum, self._outputs(program, curriculum), optimizer, seed)
-        parent = self.spec.get("parent")
-        if self._load(self.spec["number"], fit):
-            return fit
-        if parent is not None and not self._load(parent, fit):
-            raise FileNotFoundError(f"the checkpoint of trial {parent}, from which this one starts, cannot be read")
+        state = self._saved(self.spec)
+        if state is None and self.spec["parent"] is not None:
+            state = self._end_of(self.spec["parent"])
+        if state is not None:
+            fit.load_state_dict(state["fit"])
+            self.history = state["history"]
         return fit
+
+    def _end_of(self, parent: Json) -> Json:
+        """A parent's state after its last epoch; where it is lost, the parent is trained again."""
+        state = self._saved(parent)
+        if state is None or len(state["history"]) < parent["until"]:
+            waiting = self.spec
+            self._begin({**parent, "reported": parent["until"] - 1})
+            self._next_report()
+            self._begin(waiting)
+            state = self._saved(parent)
+        assert state is not None
+        return state
 
     def _declared(self) -> Program:
         context, settings = self.context, self.spec["settings"]
@@ -237,7 +238,7 @@ class DistillTrial(_Trial):
                 fingerprint,
                 curriculum,
                 partial(program.views_of, name),
-                teacher.outputs,
+                teacher.outputs and cache_dir() / teacher.outputs,
             )
             for name, teacher in self.context.teachers.items()
         }
@@ -320,30 +321,16 @@ class DistillTrial(_Trial):
 
     def _save(self) -> None:
         assert self.fit is not None
-        state = {"fit": self.fit.state_dict(), "history": self.history}
-        # Through memory: torch's own writer says of a full disk only that it failed.
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        self.context.store.write(checkpoint_name(self.spec["number"]), buffer.getbuffer())
+        data = packed({"fit": self.fit.state_dict(), "history": self.history}, self.spec)
+        self.context.store.write(checkpoint_name(self.spec["number"]), data)
 
-    def _load(self, number: int, fit: Fit) -> bool:
-        """Whether a trial's checkpoint is there and could be read.
-
-        A damaged one is no loss, since all of it can be computed again.
-        """
+    def _saved(self, spec: Json) -> Json | None:
+        """What a trial goes on from; None where there is nothing that can be read."""
         try:
-            data = self.context.store.read(checkpoint_name(number))
-            if data is None:
-                return False
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                if archive.testzip() is not None:  # torch writes checksums, but does not look at them
-                    return False
-            state = torch.load(io.BytesIO(data), map_location=self.context.device, weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, UnpicklingError):
-            return False
-        fit.load_state_dict(state["fit"])
-        self.history = state["history"]
-        return True
+            data = self.context.store.read(checkpoint_name(spec["number"]))
+        except OSError:  # all of it can be computed again
+            return None
+        return unpacked(data, spec, self.context.device)
 
 
 def _deployed(member: Member, task: Task) -> dict[str, int]:
@@ -367,7 +354,7 @@ class ScoreTrial(_Trial):
         reports: list[Json] = []
         while self.left and (not reports or time.monotonic() - started < SCORED_EVERY):
             trial = self.left.pop(0)
-            reports.append({"number": trial["number"], **_timed(partial(self._scored, trial))})
+            reports.append({"number": trial["number"], **timed(partial(self._scored, trial))})
         return reports
 
     def _is_done(self, reports: list[Json]) -> bool:
@@ -391,16 +378,5 @@ class ScoreTrial(_Trial):
         student = student.to(memory_format=memory_format(student.net, context.device))
         probe = Probe(student, teacher, self._batch.images, self._batch.labels, context.data.task)
         metrics, reasons = scores.compute(context.scores, probe)
+        reasons = {name: redacted(text) for name, text in reasons.items()}
         return {"epoch": 0, "metrics": metrics, "reasons": reasons, "done": True}
-
-
-def _timed(work: Callable[[], Json]) -> Json:
-    """A report with the seconds that it took; an error is a report of failure, with its reason."""
-    started = time.perf_counter()
-    try:
-        report = work()
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            return {"disk": [error.errno, error.strerror], "done": True}
-        report = {"failed": reason(error), "done": True}
-    return {"seconds": time.perf_counter() - started, **report}

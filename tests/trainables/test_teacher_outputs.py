@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainables import losses, teachers
+from trainables import losses, teacher_outputs, teachers
 from trainables.contracts import REDUCTIONS, Data, Member, Outputs
 from trainables.curriculum import Augment, Curriculum
 from trainables.data import DataConfig, load
@@ -206,6 +206,36 @@ def test_a_damaged_file_is_computed_again(data, teacher, tmp_path, damage) -> No
     assert again.passes == 1
     assert path.read_bytes() == whole
     assert_same(list(outputs_of(data, absent, tmp_path).epoch(1)), wanted)
+
+
+def flipped(raw: bytes, at: int) -> bytes:
+    """One bit turned over."""
+    return raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
+
+
+@pytest.mark.parametrize("where", ["header", "middle", "last"])
+def test_a_flipped_bit_is_noticed_by_the_next_process(data, teacher, tmp_path, monkeypatch, where) -> None:
+    wanted = list(outputs_of(data, lambda: teacher, None).epoch(1))
+    list(outputs_of(data, lambda: teacher, tmp_path).epoch(1))
+    [path] = kept_files(tmp_path)
+    whole = path.read_bytes()
+    at = {"header": whole.index(b"layer2") + 5, "middle": len(whole) // 2, "last": len(whole) - 1}[where]
+    path.write_bytes(flipped(whole, at))
+    monkeypatch.setattr(teacher_outputs, "_whole", set())
+    again = outputs_of(data, lambda: teacher, tmp_path)
+    assert_same(list(again.epoch(1)), wanted)
+    assert again.passes == 1
+    assert path.read_bytes() == whole
+
+
+def test_a_file_is_checked_once_by_each_process(data, teacher, tmp_path, monkeypatch) -> None:
+    """Maps can take hundreds of megabytes, and every student of a worker reads them."""
+    list(outputs_of(data, lambda: teacher, tmp_path).epoch(1))
+    counted, checksum = [], teacher_outputs._checksum
+    monkeypatch.setattr(teacher_outputs, "_checksum", lambda tensors: counted.append(1) or checksum(tensors))
+    for _ in range(3):
+        list(outputs_of(data, absent, tmp_path).epoch(1))
+    assert len(counted) == 1
 
 
 def test_an_error_while_computing_leaves_nothing_behind(data, teacher, tmp_path) -> None:

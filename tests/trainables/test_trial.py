@@ -325,29 +325,52 @@ def test_a_child_with_its_parent_s_settings_goes_on_as_the_parent_would_have(con
     whole = distil(config_of(), context)
     other = elsewhere(context)
     distil(config_of(until=2), other)
-    child = config_of(number=1, parent=0, reported=2)
+    child = config_of(number=1, parent=config_of(until=2), reported=2)
     assert numbers(distil(child, other)) == numbers(whole[2:])
     assert_same_weights(weights(other, 1), weights(context))
-    (other.folder / checkpoint_name(0)).unlink()  # the child is its own from its first epoch on
+    (other.folder / checkpoint_name(0)).unlink()
+    before = (other.folder / checkpoint_name(1)).stat().st_mtime_ns
     assert numbers(distil({**child, "reported": 3}, other)) == numbers(whole[3:])
+    assert (other.folder / checkpoint_name(1)).stat().st_mtime_ns == before  # from its first epoch on it is its own
+    assert not (other.folder / checkpoint_name(0)).exists()
 
 
 def test_a_child_starts_from_its_parent_s_weights_with_its_own_settings(context) -> None:
     distil(config_of(until=2), context)
     parent, tiny = weights(context), 1e-9
-    [report] = distil(config_of(number=1, parent=0, reported=2, until=3, learning_rate=tiny), context)
+    [report] = distil(config_of(number=1, parent=config_of(until=2), reported=2, until=3, learning_rate=tiny), context)
     assert report["epoch"] == 3
     for name, tensor in weights(context, 1).items():
         if name.endswith(("weight", "bias")):
             torch.testing.assert_close(tensor, parent[name], rtol=0, atol=1e-6)
-    distil(config_of(number=2, parent=0, reported=2, until=3, learning_rate=0.5), context)
+    distil(config_of(number=2, parent=config_of(until=2), reported=2, until=3, learning_rate=0.5), context)
     moved = (weights(context, 2)["fc.weight"] - parent["fc.weight"]).abs().max()
     assert moved > 1e-3
 
 
-def test_a_child_whose_parent_is_lost_fails_and_says_so(context) -> None:
-    [report] = distil(config_of(number=1, parent=7, reported=2), context)
-    assert "checkpoint of trial 7" in report["failed"]
+@pytest.mark.parametrize("lost", [(0,), (1,), (0, 1)], ids=["first", "second", "both"])
+def test_ancestors_that_are_lost_or_cut_off_are_trained_again(context, lost) -> None:
+    first = config_of(until=1)
+    second = config_of(number=1, parent=first, reported=1, until=3, learning_rate=0.2)
+    third = config_of(number=2, parent=second, reported=3)
+    whole = [distil(config, context) for config in (first, second, third)][-1]
+    other = elsewhere(context)
+    distil(first, other)
+    distil(second, other, 1)  # cut off in its middle
+    for number in lost:
+        (other.folder / checkpoint_name(number)).unlink()
+    assert numbers(distil(third, other)) == numbers(whole)
+    for number in (1, 2):
+        assert_same_weights(weights(other, number), weights(context, number))
+
+
+def test_the_checkpoint_of_another_trial_of_its_number_is_not_taken_for_its_own(context) -> None:
+    """A ledger that was cut off goes on with other proposals than those whose files are still there."""
+    distil(config_of(learning_rate=0.2), context, 2)
+    distil(config_of(number=1), context)
+    other = elsewhere(context)
+    assert numbers(distil(config_of(), context)) == numbers(distil(config_of(), other))
+    assert_same_weights(weights(context), weights(context, 1))
 
 
 # Failures

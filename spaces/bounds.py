@@ -1,0 +1,65 @@
+"""Networks that are too large for this machine are refused while they are built, before they take its memory."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
+
+from spaces.errors import BadInput
+
+MODULES = 20_000  # four times those of a ResNet-1202; a mistake in a depth has more
+SHARE = 0.1  # of the memory, that a network's numbers may take: training it takes several times as much
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Within it, building a network raises `BadInput` once it has too many modules, or numbers for the memory.
+
+    A layer registers its weights before it fills them, so that nothing of the layer that is too large has been touched.
+    """
+    most = SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    modules, size = 0, 0.0
+
+    def count_module(owner: nn.Module, name: str, module: nn.Module | None) -> None:
+        nonlocal modules
+        modules += 1
+        if modules > MODULES:
+            raise BadInput(f"a network of over {MODULES:,} modules is too large to be trained here")
+
+    def count_tensor(owner: nn.Module, name: str, tensor: Any) -> None:
+        nonlocal size
+        size += tensor.numel() * tensor.element_size() if isinstance(tensor, Tensor) else 0
+        if size > most:
+            raise BadInput(f"a network of over {size / 1e9:,.0f} GB is too large for this machine's memory")
+
+    with ExitStack() as stack:
+        stack.enter_context(_held(hooks.register_module_module_registration_hook(count_module)))
+        stack.enter_context(_held(hooks.register_module_parameter_registration_hook(count_tensor)))
+        stack.enter_context(_held(hooks.register_module_buffer_registration_hook(count_tensor)))
+        yield
+
+
+def check_size(build: Callable[[], object]) -> None:
+    """Raises `BadInput` for a network that is too large, in no time: it is built without numbers.
+
+    A builder that cannot be run so is left alone; `bounded` stops it when it is run in earnest.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), bounded():
+            build()
+    except BadInput:
+        raise
+    except Exception:  # whatever else is wrong with it shows again
+        return
+
+
+@contextmanager
+def _held(handle: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,67 @@
+"""Joining a cluster, as far as it goes without Ray: addresses, what a node holds, what nodes may differ in."""
+
+import socket
+import time
+
+import pytest
+
+from orchestrator.nodes import Answer, check_address, complaints, held
+from orchestrator.run_directory import RunFailed
+from orchestrator.specs import Resources
+from spaces import BadInput
+
+
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://127.0.0.1:8265"])
+def test_an_address_of_another_kind_is_refused_with_what_to_do(address: str) -> None:
+    with pytest.raises(BadInput, match="dux submit RECIPE --address http://HOST:8265"):
+        check_address(address)
+
+
+def test_nobody_at_an_address_is_said_soon() -> None:
+    with socket.socket() as nobody:  # bound, and not listening
+        nobody.bind(("127.0.0.1", 0))
+        started = time.monotonic()
+        with pytest.raises(RunFailed, match=r"no Ray cluster answers at 127\.0\.0\.1:\d+: Connection refused"):
+            check_address(f"127.0.0.1:{nobody.getsockname()[1]}")
+    assert time.monotonic() - started < 20
+
+
+def test_what_is_no_address_is_refused() -> None:
+    with pytest.raises(BadInput, match="a cluster's address is auto or HOST:PORT"):
+        check_address("nonsense")
+
+
+@pytest.mark.parametrize(
+    ("node", "cpu", "gpu", "trials"),
+    [
+        ({"CPU": 8}, 1, 0, 8),
+        ({"CPU": 8}, 3, 0, 2),
+        ({"CPU": 1}, 0.1, 0, 10),
+        ({"CPU": 8}, 1, 0.5, 0),
+        ({"CPU": 8, "GPU": 2}, 1, 1, 2),
+        ({"CPU": 8, "GPU": 3}, 1, 2, 1),
+        ({"CPU": 8, "GPU": 2}, 1, 0.4, 4),  # two on each GPU: a fifth would lie across both
+        ({"CPU": 8, "GPU": 2}, 1, 0.75, 2),
+        ({"CPU": 2, "GPU": 2}, 1, 0.25, 2),
+        ({"GPU": 2}, 1, 1, 0),
+    ],
+)
+def test_a_node_holds_whole_trials(node: dict[str, float], cpu: float, gpu: float, trials: int) -> None:
+    assert held(node, Resources(cpu=cpu, gpu=gpu)) == trials
+
+
+def test_two_halves_on_two_nodes_hold_no_whole_trial() -> None:
+    assert sum(held({"CPU": 0.5}, Resources(cpu=1)) for _ in range(2)) == 0
+
+
+def test_a_node_that_differs_is_named_with_what_differs() -> None:
+    here = {"dux-search": "0.1.0", "ray": "2.60.0", "torch": "2.9.0", "Python": "3.11"}
+    answers = {
+        "good": Answer(versions=here),
+        "old": Answer(versions={**here, "torch": "2.8.0", "Python": "3.12"}),
+        "blind": Answer("does not see /shared/a"),
+    }
+    assert complaints(answers, here) == [
+        "node old has torch 2.8.0 (here 2.9.0), Python 3.12 (here 3.11)",
+        "node blind does not see /shared/a",
+    ]
