@@ -65,7 +65,9 @@ def _checked(table: pd.DataFrame, what: str) -> pd.DataFrame:
 
 
 def _typed(column: pd.Series, dtype: Any, what: str) -> pd.Series:
-    """A column of a listed type; names of trials are never missing."""
+    """A column of a listed type; names of trials are never missing, and sizes may be in millions."""
+    if dtype == "Int64" and pd.api.types.is_float_dtype(column):
+        return column
     nullable: Any = {"bool": "boolean", "int64": "Int64"}.get(dtype, dtype)
     try:
         found = column.astype(nullable).astype(dtype)

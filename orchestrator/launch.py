@@ -168,9 +168,7 @@ def _with(recipe: Recipe | str | Path, overrides: Mapping[str, Any]) -> Recipe:
     return Recipe.load(recipe, overrides)
 
 
-def _execute(
-    run: Run, search: Search, progress: bool | None, mirror: Mirror | None = None
-) -> analysis.Results:
+def _execute(run: Run, search: Search, progress: bool | None, mirror: Mirror | None = None) -> analysis.Results:
     if mirror is not None:
         mirror.serve(run)
     try:

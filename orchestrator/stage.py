@@ -165,6 +165,7 @@ class StageRun:
             self.book.failure = error
             raise
 
+
 def check_failures(book: Book, at_end: bool = False) -> None:
     """Raises `TrialsFailed` if more trials have failed than may, with the commonest reason.
 

@@ -15,9 +15,13 @@ MODULES = 20_000  # four times those of a ResNet-1202; a mistake in a depth has 
 SHARE = 0.1  # of the memory, that a network's numbers may take: training it takes several times as much
 
 
+class TooLarge(BadInput):
+    """A network that this machine cannot train."""
+
+
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Within it, building a network raises `BadInput` once it has too many modules, or numbers for the memory.
+    """Within it, building a network raises `TooLarge` once it has too many modules, or numbers for the memory.
 
     A layer registers its weights before it fills them, so that nothing of the layer that is too large has been touched.
     """
@@ -28,13 +32,13 @@ def bounded() -> Iterator[None]:
         nonlocal modules
         modules += 1
         if modules > MODULES:
-            raise BadInput(f"a network of over {MODULES:,} modules is too large to be trained here")
+            raise TooLarge(f"a network of over {MODULES:,} modules is too large to be trained here")
 
     def count_tensor(owner: nn.Module, name: str, tensor: Any) -> None:
         nonlocal size
         size += tensor.numel() * tensor.element_size() if isinstance(tensor, Tensor) else 0
         if size > most:
-            raise BadInput(f"a network of over {size / 1e9:,.0f} GB is too large for this machine's memory")
+            raise TooLarge(f"a network of over {size / 1e9:,.0f} GB is too large for this machine's memory")
 
     with ExitStack() as stack:
         stack.enter_context(_held(hooks.register_module_module_registration_hook(count_module)))
@@ -44,14 +48,14 @@ def bounded() -> Iterator[None]:
 
 
 def check_size(build: Callable[[], object]) -> None:
-    """Raises `BadInput` for a network that is too large, in no time: it is built without numbers.
+    """Raises `TooLarge` for a network that is too large, in no time: it is built without numbers.
 
     A builder that cannot be run so is left alone; `bounded` stops it when it is run in earnest.
     """
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"), bounded():
             build()
-    except BadInput:
+    except TooLarge:
         raise
     except Exception:  # whatever else is wrong with it shows again
         return

@@ -14,7 +14,7 @@ _QUERY = re.compile(
 
 
 def redacted(text: object, environment: Mapping[str, str] = os.environ) -> str:
-    """The text with each secret replaced by a mark, such as `***HF_TOKEN***`; to do it twice changes nothing more.
+    """The text with each secret replaced by a mark, such as `[HF_TOKEN]`; to do it twice changes nothing more.
 
     Secrets are the values of environment variables that are named like one (8 characters or more, and no path that is
     there), `user:password@` in an address, and the values of its parameters that are named like one (`?token=...`).
@@ -42,7 +42,7 @@ def _secrets(environment: Mapping[str, str]) -> dict[str, str]:
         if _NAME.search(name) and len(value) >= SHORTEST and not _is_path(value):
             lines = [line for line in value.splitlines() if len(line) >= SHORTEST]
             shown = repr(value)[1:-1], " ".join(value.split()), quote(value, safe="", errors="replace")
-            found.update(dict.fromkeys((value, *shown, *lines), f"***{name}***"))
+            found.update(dict.fromkeys((value, *shown, *lines), f"[{name}]"))
     return found
 
 

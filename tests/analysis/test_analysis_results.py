@@ -192,7 +192,7 @@ def test_a_value_of_another_type_is_refused(new_run: Callable[..., Any]) -> None
     run = new_run()
     run.stage("short", 1)
     run.trial("short", 0, seed="zero")
-    with pytest.raises(BadInput, match="the ledger's seed does not fit int64"):
+    with pytest.raises(BadInput, match="the event 'trial' has 'seed' of type str"):
         analysis.load(run.path)
 
 
@@ -206,8 +206,16 @@ def test_what_is_no_run(tmp_path: Path, new_run: Callable[..., Any]) -> None:
         analysis.load(run.path)
 
 
-def test_an_empty_run_has_the_columns(tmp_path: Path) -> None:
+def test_an_empty_ledger_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "ledger.jsonl").touch()
+    with pytest.raises(BadInput, match="line 1: not the beginning of a run"):
+        analysis.load(tmp_path)
+
+
+def test_a_run_that_has_just_begun_has_the_columns(tmp_path: Path, new_run: Callable[..., Any]) -> None:
+    tmp_path = new_run().path
+    file = tmp_path / "ledger.jsonl"
+    file.write_text(file.read_text().partition("\n")[0] + "\n")
     results = analysis.load(tmp_path)
     for table, columns in ((results.trials, schema.TRIALS), (results.epochs, schema.EPOCHS)):
         assert len(table) == 0
@@ -215,7 +223,7 @@ def test_an_empty_run_has_the_columns(tmp_path: Path) -> None:
     assert analysis.rank(results).empty
     assert analysis.agreement(results).empty
     assert (results.seconds, results.teacher, len(results.stages)) == (0.0, {}, 0)
-    assert tmp_path.name in results.summary()
+    assert "quickstart" in results.summary()
     analysis.write_tables(tmp_path)
     assert_frame_equal(analysis.load(tmp_path).trials, results.trials)
 

@@ -53,7 +53,7 @@ def test_means_over_seeds(scored: Any) -> None:
         assert "no map" in table["reasons"].iloc[2]
         assert "empty" not in table
         assert "valid_accuracy" not in table
-        assert analysis.load_scores(table) is table
+        assert_frame_equal(analysis.load_scores(table), table)
 
 
 def test_of_several_stages_the_last(run: Any) -> None:

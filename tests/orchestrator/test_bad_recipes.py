@@ -97,7 +97,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "momentum without end": (recipe(optimizer={"momentum": 1.5}), "from 0 to 0.999, not 1.5"),
     "negative decay": (recipe(optimizer={"weight_decay": -1}), "weight_decay must be a number from 0, not -1"),
     "negative warm-up": (recipe(optimizer={"warmup_epochs": -3}), "warmup_epochs must be a number from 0, not -3"),
-    "infinite rate": (recipe(optimizer={"learning_rate": float("inf")}), "learning_rate: a number must be finite, not inf"),
+    "infinite rate": (
+        recipe(optimizer={"learning_rate": float("inf")}),
+        "learning_rate: a number must be finite, not inf",
+    ),
     "schedule of the rate": (recipe(optimizer={"schedule": "cosin"}), "schedule must be one of cosine, linear, "),
     "augment's setting": (recipe(augment={"corp": 1}), "unknown setting of augment 'corp'; did you mean 'crop'?"),
     "negative crop": (recipe(augment={"crop": -1}), "augment: crop must be an integer from 0, not -1"),

@@ -113,7 +113,7 @@ def test_what_a_domain_gives_is_proposed_checked_and_run(path: str, context: Sta
     assert {found: to_config(domain) for found, domain in domains_in(only.settings()).items()} == {path: spelling}
     domain = from_config(spelling)
     with Ledger(tmp_path / "ledger.jsonl") as ledger:
-        _announce(ledger, 0, only, search)
+        _announce(ledger, 0, only, search, {})
         book = search.book(only, ledger)
         proposer = search.proposer(only, None)
         while (proposal := proposer.propose(book)) is not None:
@@ -258,8 +258,8 @@ def test_a_child_of_a_population_inherits_weights_and_goes_on_with_its_own_setti
     for one in filled:
         one["optimizer"] = {"learning_rate": tiny[one["optimizer"]["learning_rate"]]}
     first = trained(context, 9000, {**filled[0], "optimizer": {"learning_rate": 0.05}}, 1)
-    child = trained(context, 9001, filled[1], 2, reported=1, parent=9000)
-    again = trained(context, 9002, filled[0], 2, reported=1, parent=9000)
+    child = trained(context, 9001, filled[1], 2, reported=1, parent=first.spec)
+    again = trained(context, 9002, filled[0], 2, reported=1, parent=first.spec)
     assert child.history[0] == first.history[0]
     states = [torch.load((context.folder / checkpoint_name(n)), weights_only=True)["fit"] for n in (9000, 9001)]
     before, after = (dict(state["members"]) for state in states)

@@ -172,6 +172,7 @@ def test_without_the_folder_there_is_no_heartbeat(tmp_path: Path) -> None:
 TWICE = """
 import os, signal, sys, time
 from orchestrator.signals import at_the_command_line
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in what runs in the background
 with at_the_command_line():
     try:
         print("up", flush=True)

@@ -22,12 +22,12 @@ ENVIRONMENT = {
     "PRIVATE_KEY": "BEGIN KEY\nabcdefghijklmnop\nEND",
 }
 CASES = {
-    "a value": ("got hf_abcdefgh here", "got ***HF_TOKEN*** here"),
-    "the longer of two": ("hf_abcdefghijkl", "***AWS_SECRET_ACCESS_KEY***"),
-    "as an address writes it": ("?a=pa%20ss%2Fword%2B1", "?a=***DATABASE_PASSWORD***"),
-    "a line of several": ("a abcdefghijklmnop b", "a ***PRIVATE_KEY*** b"),
-    "several lines, shown": (repr(ENVIRONMENT["PRIVATE_KEY"]), "'***PRIVATE_KEY***'"),
-    "a name in a mark": ("pa ss/word+1 DATABASE_PASSWORD", "***DATABASE_PASSWORD*** ***NAMED_TOKEN***"),
+    "a value": ("got hf_abcdefgh here", "got [HF_TOKEN] here"),
+    "the longer of two": ("hf_abcdefghijkl", "[AWS_SECRET_ACCESS_KEY]"),
+    "as an address writes it": ("?a=pa%20ss%2Fword%2B1", "?a=[DATABASE_PASSWORD]"),
+    "a line of several": ("a abcdefghijklmnop b", "a [PRIVATE_KEY] b"),
+    "several lines, shown": (repr(ENVIRONMENT["PRIVATE_KEY"]), "'[PRIVATE_KEY]'"),
+    "a name in a mark": ("pa ss/word+1 DATABASE_PASSWORD", "[DATABASE_PASSWORD] [NAMED_TOKEN]"),
     "user and password": ("s3://me:secret@host/a", "s3://***@host/a"),
     "a token for a user": ("https://ghp_abc@host/a?b=1", "https://***@host/a?b=1"),
     "a parameter": ("https://host/a?x=1&access_token=abc&y=2", "https://host/a?x=1&access_token=***&y=2"),
@@ -49,7 +49,11 @@ def test_a_secret_is_replaced_by_its_mark(name: str) -> None:
     assert redacted(clean, ENVIRONMENT) == clean
 
 
-@given(st.lists(st.sampled_from([*ENVIRONMENT, *ENVIRONMENT.values(), "://", "@", "?token=", "&", " ", "***", "a"])))
+@given(
+    st.lists(
+        st.sampled_from([*ENVIRONMENT, *ENVIRONMENT.values(), "://", "@", "?token=", "&", " ", "***", "[", "]", "a"])
+    )
+)
 def test_redacting_twice_changes_nothing_more(parts: list[str]) -> None:
     once = redacted("".join(parts), ENVIRONMENT)
     assert redacted(once, ENVIRONMENT) == once
@@ -71,7 +75,7 @@ def test_what_cannot_be_shown_is_named() -> None:
 
 def test_it_reads_the_environment_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_NEW_TOKEN", "value-of-now")
-    assert redacted("a value-of-now") == "a ***A_NEW_TOKEN***"
+    assert redacted("a value-of-now") == "a [A_NEW_TOKEN]"
 
 
 def test_it_is_cheap() -> None:
