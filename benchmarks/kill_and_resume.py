@@ -63,14 +63,16 @@ MARK = "DUX_SOAK"  # an environment variable by which a run's processes are foun
 SPACE = '''"""Residual networks; and a note of every epoch that a worker begins, and of every one that it has saved."""
 
 import os
+import sys
 
 import ray
 from ray._private.worker import global_worker
 from spaces.resnet import PARAM_SPACE, SPACE, build
-from trainables.trial import DistillTrial
+from trainables.fit import Fit
+from trainables.store import Store
 
 TAPS, HEAD = SPACE.taps, SPACE.head
-begin, save = DistillTrial._epoch, DistillTrial._save
+run_epoch, write = Fit.run_epoch, Store.write
 
 
 def note(trial, epoch, what):
@@ -83,17 +85,20 @@ def note(trial, epoch, what):
 
 
 def noted_epoch(self, epoch):
-    note(self, epoch, "began")
-    return begin(self, epoch)
+    note(sys._getframe(1).f_locals["self"], epoch, "began")  # Ray has copied the trial's own methods by now
+    return run_epoch(self, epoch)
 
 
-def noted_save(self):
-    save(self)
-    note(self, len(self.history), "saved")
+def noted_write(self, name, data):
+    write(self, name, data)
+    caller = sys._getframe(1)
+    if caller.f_code.co_name == "_save":
+        trial = caller.f_locals["self"]
+        note(trial, len(trial.history), "saved")
 
 
-if global_worker.mode == ray.WORKER_MODE:  # a driver ships the class as it is
-    DistillTrial._epoch, DistillTrial._save = noted_epoch, noted_save
+if global_worker.mode == ray.WORKER_MODE:
+    Fit.run_epoch, Store.write = noted_epoch, noted_write
 '''
 CHOICES = {"depth1": [1, 2], "depth2": [1, 2], "depth3": [1, 2], "width": [2, 3, 4]}
 RATE = {"learning_rate": {"loguniform": [0.01, 0.5]}}
@@ -216,7 +221,7 @@ class Victim:
     def writes(self) -> bool:
         """Whether a file is just being written beside the one that it is to replace."""
         folders = [self.run, *self.run.glob("stages/*/checkpoints")]
-        return any(entry.name.startswith(".") for folder in folders for entry in os.scandir(folder))
+        return any(name.startswith(".") for folder in folders for name in os.listdir(folder))
 
     def strike(self, kind: str, at: float) -> None:
         """Kill in one of the ways, when the ledger has grown to `at` bytes; nothing if the run ends before that."""
@@ -352,16 +357,15 @@ def compared(whole: Told, cut: Told, exact: bool, in_order: bool) -> dict[str, i
     both = [key for key in whole.curves if key in cut.curves]
     if exact:
         lost = [key for key in whole.ends if key not in cut.ends]
-        differing = [k for k in both if (whole.curves[k], whole.ends.get(k)) != (cut.curves[k], cut.ends.get(k))]
+        kept = [key for key in both if key not in lost]
+        differing = [k for k in kept if (whole.curves[k], whole.ends.get(k)) != (cut.curves[k], cut.ends.get(k))]
     else:
         lost = [key for key in cut.keys if key not in cut.ends]
         pairs = {key: list(zip(whole.curves[key], cut.curves[key], strict=False)) for key in both}
         differing = [key for key in both if any(one != other for one, other in pairs[key])]
-    return {
-        "lost": len(lost),
-        "doubled": len(cut.keys) - len(set(cut.keys)),
-        "differing": len(differing) + (in_order and not differing and not lost and whole.order != cut.order),
-    }
+    doubled = len(cut.keys) - len(set(cut.keys))
+    disordered = in_order and not (lost or doubled or differing) and whole.order != cut.order
+    return {"lost": len(lost), "doubled": doubled, "differing": len(differing) + disordered}
 
 
 def trained(run: Path) -> dict[str, int]:
@@ -375,6 +379,8 @@ def trained(run: Path) -> dict[str, int]:
             again += epoch in saved
         else:
             saved.add(epoch)
+    if not began or not saved:
+        raise RuntimeError("the workers have noted no epochs")
     return {"epochs_repeated": began.total() - len(began), "again": again}
 
 

@@ -45,6 +45,7 @@ def connected(address: str | None) -> Iterator[None]:
     try:
         with signals.kept():
             _join(address) if address else _start()
+        hush()
         yield
     finally:
         if not hangs():
@@ -124,7 +125,7 @@ def servers() -> dict[str, "Popen[bytes]"]:
 
 
 def hush() -> None:
-    """Keep what a dead server's log said last, which Ray prints, from the user: they are told what has happened."""
+    """Keep from the user what Ray's servers say of their end, pages of it: dux tells what has happened in one line."""
     worker.print_to_stdstream = lambda *_, **__: None
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, which looks at it once
+# What a local object store takes, in place of the user's own keys; Ray's workers have them from here.
+os.environ |= {"AWS_ACCESS_KEY_ID": "test-key", "AWS_SECRET_ACCESS_KEY": "test-secret"}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -53,6 +53,11 @@ class ObjectStore:
             return [f"<Error><Code>{status.partition(' ')[2]}</Code></Error>".encode()]
         return self._app(environ, start)
 
+    def address(self, name: str = "") -> str:
+        """Of the runs in the bucket, or of one: with all that leads there, since Ray's workers may be older than this."""
+        endpoint = self.endpoint.removeprefix("http://")
+        return f"s3://{BUCKET}/runs{name and '/'}{name}?endpoint_override={endpoint}&scheme=http&region=us-east-1"
+
     def keys(self, prefix: str = "") -> dict[str, int]:
         """Objects below a prefix, with their sizes."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)

@@ -33,7 +33,6 @@ TINY = {
         {"name": "final", "trial": "distill", "epochs": 6, "losses": {"cross_entropy": 0.5, "kd": 0.5}, "keep": 1},
     ],
 }
-WHERE = f"s3://{BUCKET}/runs"
 SAME = ["stage", "number", "hash", "seed", "control", "status", "objective", "test_accuracy", "epochs"]
 CURVE = ["stage", "number", "epoch", "objective", "train_loss", "kl"]
 
@@ -54,7 +53,7 @@ def dux(*arguments: str, cache: Path) -> subprocess.Popen[str]:
 
 def killed_in_the_last_stage(s3: ObjectStore, recipe: Path, cache: Path) -> None:
     """Begin the search; kill it with all its processes once a checkpoint of its last stage has arrived."""
-    child = dux("run", str(recipe), "--storage", WHERE, "--name", "a", cache=cache)
+    child = dux("run", str(recipe), "--storage", s3.address(), "--name", "a", cache=cache)
     until = time.monotonic() + 150
     while not any(method == "PUT" and "/02-final/checkpoints/" in path for method, path in s3.requests):
         assert child.poll() is None, child.communicate()
@@ -71,24 +70,24 @@ def runs(ray_local: None, s3: ObjectStore, tmp_path_factory: pytest.TempPathFact
     whole = orchestrator.run(Recipe.parse(TINY), storage=base / "runs", name="a", progress=False)
     (base / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     killed_in_the_last_stage(s3, base / "tiny.yaml", base / "first")
-    before = analysis.load(f"{WHERE}/a")
+    before = analysis.load(s3.address("a"))
     shutil.rmtree(base / "first" / "runs")
     s3.client.delete_object(Bucket=BUCKET, Key=f"runs/a/{LEASE}")  # instead of waiting for a minute
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("DUX_CACHE", str(base / "second"))
-        resumed = orchestrator.resume(f"{WHERE}/a", progress=False)
+        resumed = orchestrator.resume(s3.address("a"), progress=False)
     return whole, before, resumed
 
 
-def test_a_search_killed_and_gone_on_with_elsewhere_ends_like_one_on_a_local_disk(runs):
+def test_a_search_killed_and_gone_on_with_elsewhere_ends_like_one_on_a_local_disk(runs, s3):
     whole, before, resumed = runs
     assert not before.finished
     assert resumed.finished
     assert len(before.epochs) < len(resumed.epochs)
-    found = analysis.load(f"{WHERE}/a")  # as it lies in the store
+    found = analysis.load(s3.address("a"))  # as it lies in the store
     assert found.finished
     for results in (resumed, found):
-        assert str(results.path) == f"{WHERE}/a"
+        assert str(results.path) == s3.address("a")
         pd.testing.assert_frame_equal(results.trials[SAME], whole.trials[SAME])
         pd.testing.assert_frame_equal(results.epochs[CURVE], whole.epochs[CURVE])
     pd.testing.assert_frame_equal(
@@ -104,9 +103,9 @@ def test_what_lies_in_the_store_at_the_end(runs, s3):
     assert s3.get("runs/a/best/weights.safetensors") == (whole.path / "best" / "weights.safetensors").read_bytes()
 
 
-def test_the_commands_take_the_address(runs, tmp_path):
+def test_the_commands_take_the_address(runs, s3, tmp_path):
     whole, _, _ = runs
-    children = [dux(*command, f"{WHERE}/a", cache=tmp_path) for command in (["status"], ["rank", "--format", "csv"])]
+    children = [dux(*command, s3.address("a"), cache=tmp_path) for command in (["status"], ["rank", "--format", "csv"])]
     (status, failed), (ranked, also_failed) = (child.communicate(timeout=120) for child in children)
     assert (failed, also_failed) == ("", "")
     assert "finished" in status
@@ -133,5 +132,5 @@ def test_a_checkpoint_that_is_newer_than_the_ledger_gives_the_same_curve(runs, s
         s3.client.delete_object(Bucket=BUCKET, Key=part)
     assert f"runs/b/stages/02-final/{checkpoint_name(number)}" in s3.keys("runs/b/")  # of all six
     monkeypatch.setenv("DUX_CACHE", str(tmp_path))
-    again = orchestrator.resume(f"{WHERE}/b", progress=False)
+    again = orchestrator.resume(s3.address("b"), progress=False)
     pd.testing.assert_frame_equal(again.epochs[CURVE], whole.epochs[CURVE])
