@@ -40,6 +40,10 @@ class Feasible:
                 self._costs[name] = cost.measure(self.space, arch, self.task, self.wanted, self.device)
         return self._costs[name]
 
+    def know(self, name: str, cost: Mapping[str, float]) -> None:
+        """Take a candidate's cost, by its hash, as it was measured before: a latency comes out otherwise each time."""
+        self._costs.setdefault(name, cost)
+
     def meets(self, found: Mapping[str, float]) -> bool:
         """Whether a cost is within every limit."""
         return all(found[name] <= limit for name, limit in self.limits.items())

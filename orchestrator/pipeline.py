@@ -67,24 +67,22 @@ def _stage(
     book = search.book(stage, run.ledger)
     for event in events:
         book.apply(event)
+    for proposal in book.proposals:
+        if proposal.fault is None:
+            search.feasible.know(proposal.hash, proposal.cost)
     on_change.stage(index, book)
+    prune = _pruner(run, index, stage, book)
     if not book.ended:
         last = index == len(run.recipe.stages) - 1
         context = _context(run, search, index, stage, taught_by)
         proposer = search.proposer(stage, _joined_by_rivals(run, search, stage, survivors))
         reuse.begin(run, book, proposer, context)
         resources, workers = run.recipe.resources, run.recipe.workers
-        prune = _pruner(run, index, stage, book)
         StageRun(stage, book, proposer, context, resources, workers, last, on_change, prune).run()
-    _tidy(run, index, stage, book)
+    prune()  # what nobody starts from once the stage has ended, and what a kill left of it
+    shutil.rmtree(run.path / stage_folder(index, stage) / "tune", ignore_errors=True)
     assert book.kept is not None
     return [book.proposals[p] for p in book.kept]
-
-
-def _tidy(run: Run, index: int, stage: StageSpec, book: Book) -> None:
-    """Remove what nobody starts from once a stage has ended; what a kill left of it, when the stage is read back."""
-    _pruner(run, index, stage, book)()
-    shutil.rmtree(run.path / stage_folder(index, stage) / "tune", ignore_errors=True)
 
 
 def _pruner(run: Run, index: int, stage: StageSpec, book: Book) -> Pruner:

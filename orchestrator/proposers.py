@@ -81,7 +81,10 @@ class SearchProposer:
             return None
         fixed = self._fixed(book)
         if len(fixed) == len(self.param_space):
-            return self._new(fixed, book)
+            found = self._new(fixed, book)
+            if found is not None or self.candidates is not None:
+                return found
+            fixed = {}  # a student to begin with that is known by now, or over a limit when measured again
         if self.stage.sampler.name == "grid":
             return self._on_grid(book, fixed)
         study = self._study(book)
@@ -108,7 +111,9 @@ class SearchProposer:
 
     def again(self, earlier: Proposal, book: Book) -> Proposal | None:
         """A proposal of an earlier run as one of this stage; None if this stage would not make it."""
-        if not set(self.hyper) == set(earlier.params) == set(self._allowed_of(earlier)):
+        if len(book.proposals) >= self.total or not set(self.hyper) == set(earlier.params) == set(
+            self._allowed_of(earlier)
+        ):
             return None
         if self.candidates is not None and self._candidate(earlier) not in self._places:
             return None

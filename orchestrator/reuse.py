@@ -285,7 +285,7 @@ def retell(origin: Origin, book: Book, proposer: Proposer, context: StageContext
         kind, there = event["event"], event.get("number")
         if kind == "trial":
             if event["proposal"] not in places:
-                places[event["proposal"]] = _placed(before.proposals[event["proposal"]], numbers, book, proposer)
+                places[event["proposal"]] = _placed(event["proposal"], before, numbers, book, proposer)
             numbers |= _counterpart(before.trials[event["number"]], places[event["proposal"]], book)
         elif kind == "report" and there in numbers:
             known = ("event", "time", "stage", "number", "epoch", "metrics", "seconds", "worker")
@@ -295,7 +295,9 @@ def retell(origin: Origin, book: Book, proposer: Proposer, context: StageContext
             book.report(numbers[there], event["epoch"], event["metrics"], **more)
         elif kind == "end" and there in numbers and not book.trials[numbers[there]].done:
             status = event["status"]
-            if status != "stopped" and before.trials[there].status == status:  # and not one that was tried again
+            tried_again = before.trials[there].status != status
+            could_not_be_built = before.proposals[before.trials[there].proposal].fault is not None
+            if status != "stopped" and not tried_again and not could_not_be_built:
                 book.end(numbers[there], status, event["reason"])
     if book.stage.trial == "distill":
         files = origin.files(book.stage.name)
@@ -307,18 +309,24 @@ def retell(origin: Origin, book: Book, proposer: Proposer, context: StageContext
     return len(numbers)
 
 
-def _placed(proposal: Proposal, numbers: Mapping[int, int], book: Book, proposer: Proposer) -> int | None:
+def _placed(number: int, before: Book, numbers: Mapping[int, int], book: Book, proposer: Proposer) -> int | None:
     """The number that an earlier proposal has here, or gets; None if this stage would not make it."""
+    proposal = before.proposals[number]
     if proposal.parent is not None:
         if proposal.parent not in numbers:
             return None
         proposal = replace(proposal, parent=numbers[proposal.parent])
-    if proposal.key not in book.keys:
-        again = proposer.again(proposal, book)
-        if again is None:
-            return None
-        book.propose(again)
-    return book.keys[proposal.key]
+    if book.stage.scheduler.name == "pbt":  # whose members may be alike: a segment is known by its number
+        known = number if number < len(book.proposals) else None
+    else:
+        known = book.keys.get(proposal.key)
+    if known is not None:
+        return known
+    again = proposer.again(proposal, book)
+    if again is None:
+        return None
+    book.propose(again)
+    return len(book.proposals) - 1
 
 
 def _counterpart(there: Trial, place: int | None, book: Book) -> dict[int, int]:

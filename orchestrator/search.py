@@ -19,6 +19,13 @@ Config = dict[str, Any]
 ROOM = 1 << 20  # bytes; with less, a disk is full
 
 
+def full_disk(folder: Path) -> OSError | None:
+    """The error of a full disk, where it is one."""
+    if shutil.disk_usage(folder).free < ROOM:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return None
+
+
 class _NotTunesToKeep:
     """Tune pickles searcher and scheduler into a state of its own, which dux never reads: the ledger is the truth."""
 
@@ -54,11 +61,13 @@ class BookSearcher(_NotTunesToKeep, Searcher):
 
     def suggest(self, trial_id: str) -> Config | str | None:  # type: ignore[override]
         """A Tune trial's config; None to wait for what is running; FINISHED when nothing is left."""
+        if self.book.failure is not None:
+            return None
         try:
             trials = self._some()
         except Exception as error:
             self.book.failure = error
-            raise
+            return None
         if trials:
             self._numbers[trial_id] = [trial.number for trial in trials]
             return self.make_config(trials)
@@ -67,19 +76,21 @@ class BookSearcher(_NotTunesToKeep, Searcher):
     def _some(self) -> list[Trial]:
         """Trials for one worker; one that has lost a worker goes alone, so that it takes no other with it."""
         trials: list[Trial] = []
-        while (trial := self._next(lost_too=not trials)) is not None:
+        while (trial := self._next(trials)) is not None:
             self._handed_out.add(trial.number)
             trials.append(trial)
-            # Chunks end at multiples of `chunk`: the rest of one that was cut off proposes no more than the whole did.
             if trial.lost or len(trials) == self.chunk or (trial.number + 1) % self.chunk == 0:
                 break
         return trials
 
-    def _next(self, lost_too: bool) -> Trial | None:
+    def _next(self, chosen: list[Trial]) -> Trial | None:
         while not self.book.hopeless:
             for trial in self.book.unfinished():
-                if trial.number not in self._handed_out and (lost_too or not trial.lost):
+                if trial.number not in self._handed_out and not (chosen and trial.lost):
                     return trial
+            # Chunks end at multiples of `chunk`: the rest of one that was cut off proposes no more than the whole did.
+            if chosen and len(self.book.trials) // self.chunk > chosen[0].number // self.chunk:
+                return None
             proposal = None if self._all_proposed else self.proposer.propose(self.book)
             if proposal is None:
                 self._all_proposed = not self.proposer.waits
@@ -91,14 +102,14 @@ class BookSearcher(_NotTunesToKeep, Searcher):
         """What went well is in the book already."""
         if not error:
             return
-        if shutil.disk_usage(self.folder).free < ROOM:
-            # Nobody can work on a full disk: the trials stay unfinished, and the run ends until there is room.
-            self.book.failure = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            raise self.book.failure
-        numbers = self._numbers[trial_id]
-        for number in numbers:
-            self.book.lose(number, self.why[trial_id], alone=len(numbers) == 1)
-        self._handed_out.difference_update(numbers)
+        # Nobody can work on a full disk: the trials stay unfinished, and the run ends until there is room.
+        self.book.failure = self.book.failure or full_disk(self.folder)
+        if self.book.failure is not None:
+            return
+        left = [number for number in self._numbers[trial_id] if not self.book.trials[number].done]
+        for number in left:
+            self.book.lose(number, self.why[trial_id], alone=len(left) == 1)
+        self._handed_out.difference_update(left)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger is the truth, and a resumed stage is a new experiment made from it."""
@@ -120,26 +131,28 @@ class BookScheduler(_NotTunesToKeep, FIFOScheduler):
         self.why[trial.trial_id] = why_lost(trial)
 
     def on_trial_result(self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]) -> str:
-        self._take(trial, result)
-        if self.book.hopeless:
-            tune_controller.request_stop_experiment()
+        self._take(tune_controller, trial, result)
         done = all(self.book.trials[number].done for number in _numbers(trial))
         return TrialScheduler.STOP if done else TrialScheduler.CONTINUE
 
     def on_trial_complete(self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]) -> None:
-        self._take(trial, result)
+        self._take(tune_controller, trial, result)
 
-    def _take(self, trial: TuneTrial, result: dict[str, Any]) -> None:
-        for report in result.get("reports", []):
-            self._note(report)
-        self.on_change(_numbers(trial))
+    def _take(self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]) -> None:
+        try:
+            for report in result.get("reports", []):
+                self._note(report)
+            self.on_change(_numbers(trial))
+        except Exception as error:
+            # Not raised: of a trial's last report, Tune would print it, go on, and have the trial fail of it.
+            self.book.failure = error
+        if self.book.hopeless:
+            tune_controller.request_stop_experiment()
 
     def _note(self, report: Mapping[str, Any]) -> None:
         number = report["number"]
         if "disk" in report:
-            # No fault of the trial: it stays unfinished, and the run ends until there is room.
-            self.book.failure = OSError(*report["disk"])
-            raise self.book.failure
+            raise OSError(*report["disk"])  # no fault of the trial: it stays unfinished, and the run ends
         if "failed" in report:
             self.book.end(number, "failed", report["failed"])
             return

@@ -17,7 +17,7 @@ from orchestrator.failures import commonest
 from orchestrator.nodes import AsManyAsFit, trials_held
 from orchestrator.pruning import Pruner
 from orchestrator.recipe import resolved
-from orchestrator.search import BookScheduler, BookSearcher, Config
+from orchestrator.search import BookScheduler, BookSearcher, Config, full_disk
 from orchestrator.specs import Resources, StageSpec
 from orchestrator.watch import ClusterLost, watched
 from trainables import heartbeat
@@ -73,10 +73,13 @@ class StageRun:
             raise Interrupted from None
         except ClusterLost:
             raise
-        except Exception:
-            if self.book.failure is not None:
-                raise self.book.failure from None
-            raise
+        except Exception as error:
+            found = self.book.failure or full_disk(self.context.folder)  # Tune itself may have met that
+            if found is None:
+                raise
+            raise found from error
+        if self.book.failure is not None:
+            raise self.book.failure
         check_failures(self.book)
         if self.book.unfinished():
             raise Interrupted
@@ -158,12 +161,8 @@ class StageRun:
 
     def _changed(self, numbers: list[int]) -> None:
         """Prune checkpoints that nothing will start from, and tell the display."""
-        try:
-            self.prune(numbers)
-            self.on_change()
-        except OSError as error:  # a full disk, while the tables are written
-            self.book.failure = error
-            raise
+        self.prune(numbers)
+        self.on_change()
 
 
 def check_failures(book: Book, at_end: bool = False) -> None:
@@ -195,7 +194,7 @@ class Halt(Callback):
         self.asked = True
 
     def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
-        if self.asked:
+        if self.asked or self.book.failure is not None:
             for actor in filter(None, (trial.temporary_state.ray_actor for trial in trials)):
                 ray.kill(actor)
             raise Interrupted
@@ -211,7 +210,8 @@ def survivors(book: Book, last: bool) -> list[int]:
         StageFailed: there is none, with the commonest reason.
     """
     check_failures(book, at_end=True)
-    best = book.best()
+    # Of a population those count that have come to the end.
+    best = [p for p in book.best() if book.proposals[p].until == (book.stage.epochs or 0)]
     if best or (last and book.stage.trial == "score" and book.count("completed")):
         return best[: book.stage.keep]
     nobody = f"no candidate has a value of the objective ({', '.join(book.weights)})"
@@ -221,13 +221,15 @@ def survivors(book: Book, last: bool) -> list[int]:
 
 
 def _said(book: Book, what: str) -> str:
-    return f"stage {book.stage.name!r}: {what}; {commonest(map(_why, book.trials.values()))}"
+    """What has happened, and why: of the trials that failed, or else of those whose scores have no value."""
+    failed = [trial.reason for trial in book.trials.values() if trial.reason]
+    return f"stage {book.stage.name!r}: {what}; {commonest(failed or map(_lacking, book.trials.values()))}"
 
 
-def _why(trial: Trial) -> str:
-    """Why a trial came to nothing, where it did."""
+def _lacking(trial: Trial) -> str:
+    """Why scores of a trial have no value, where it says so."""
     scores = trial.reports[-1].get("reasons", {}) if trial.reports else {}
-    return trial.reason or "; ".join(f"{name}: {text}" for name, text in scores.items())
+    return "; ".join(f"{name}: {text}" for name, text in scores.items())
 
 
 def quiet() -> None:

@@ -44,10 +44,14 @@ def unpacked(data: bytes | None, config: Mapping[str, Any] | None, device: str |
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data or b"")) as archive:
+            if any(entry.compress_type for entry in archive.infolist()):  # torch writes them as they are
+                return None
             if archive.testzip() is not None:  # torch writes checksums, but does not look at them
                 return None
         state: Json = torch.load(io.BytesIO(data or b""), map_location=device, weights_only=True)
         mine = config is None or state["of"] == identity(config)
+    except torch.OutOfMemoryError:  # no fault of the file
+        raise
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, UnpicklingError):
         return None
     return state if mine else None

@@ -28,7 +28,7 @@ from trainables.curriculum import Augment, Batch, Curriculum
 from trainables.curves import curves_file, curves_name
 from trainables.declare import Program
 from trainables.evaluate import Predictions, evaluate, evaluating, predict
-from trainables.failures import timed
+from trainables.failures import WorkerSpoilt, timed
 from trainables.figures import FIGURES
 from trainables.fit import Fit, NonFiniteLoss, OptimizerConfig, memory_format
 from trainables.images import cache_dir
@@ -353,8 +353,14 @@ class ScoreTrial(_Trial):
         started = time.monotonic()
         reports: list[Json] = []
         while self.left and (not reports or time.monotonic() - started < SCORED_EVERY):
-            trial = self.left.pop(0)
-            reports.append({"number": trial["number"], **timed(partial(self._scored, trial))})
+            trial = self.left[0]
+            try:
+                reports.append({"number": trial["number"], **timed(partial(self._scored, trial))})
+            except WorkerSpoilt:
+                if reports:
+                    break  # which are told first; the next step raises it again
+                raise
+            self.left.pop(0)
         return reports
 
     def _is_done(self, reports: list[Json]) -> bool:

@@ -17,7 +17,7 @@ from orchestrator.recipe import Recipe
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
-STAGE = {"name": "only", "trial": "distill", "epochs": 8, "trials": 3, "sampler": "random"}
+STAGE = {"name": "only", "trial": "distill", "epochs": 30, "trials": 3, "sampler": "random"}
 TINY = {
     "name": "tiny",
     "task": {"dataset": "digits", "subset": 100},

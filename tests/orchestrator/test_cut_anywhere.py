@@ -6,7 +6,7 @@ does the same to real processes.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from orchestrator.recipe import Recipe
 from orchestrator.samplers import SAMPLERS
 from orchestrator.search import BookScheduler, BookSearcher
 from orchestrator.specs import StageSpec
-from spaces import Task
+from spaces import BadInput, Task
 from spaces.seeding import generator
 
 SPACE = spaces.get("resnet").restrict({"depth1": [1, 2], "depth2": [1, 2], "depth3": [1, 2], "width": [2, 3, 4]})
@@ -61,12 +61,26 @@ def searching(sampler: str, scheduler: str) -> tuple[StageSpec, Callable[[], Pro
     return spec, lambda: SearchProposer(spec, SPACE, feasible(), 0)
 
 
-def scoring(sampler: str) -> tuple[StageSpec, Callable[[], Proposer]]:
+def scoring(sampler: str, trials: int = 2 * CHUNK) -> tuple[StageSpec, Callable[[], Proposer]]:
     method = {"name": sampler, **EARLY.get(sampler, {})}
-    raw = {"name": "only", "trial": "score", "scores": ["snip", "params"], "sampler": method, "trials": 2 * CHUNK}
+    raw = {"name": "only", "trial": "score", "scores": ["snip", "params"], "sampler": method, "trials": trials}
     recipe = {"name": "r", "task": {"dataset": "digits"}, "space": {"name": "resnet"}, "stages": [raw]}
     spec = Recipe.parse(recipe).stages[0]
     return spec, lambda: SearchProposer(spec, SPACE, feasible(), 0)
+
+
+class SomeCannotBeBuilt(Feasible):
+    """Three of ten candidates are at fault."""
+
+    def cost(self, arch: Mapping[str, Any]) -> Mapping[str, float]:
+        if generator(self.space.hash(arch), "faulty").random() < 0.3:
+            raise BadInput("cannot be built")
+        return feasible().cost(arch)
+
+
+def scoring_what_cannot_be_built(seed: int) -> tuple[StageSpec, Callable[[], Proposer]]:
+    spec, _ = scoring("evolution", 5 * CHUNK)
+    return spec, lambda: SearchProposer(spec, SPACE, SomeCannotBeBuilt(SPACE, Task(1, 8, 10), {}), seed)
 
 
 def population() -> tuple[StageSpec, Callable[[], Proposer]]:
@@ -80,6 +94,7 @@ def population() -> tuple[StageSpec, Callable[[], Proposer]]:
 STAGES: dict[str, Callable[[], tuple[StageSpec, Callable[[], Proposer]]]] = {
     **{f"{m}-{r}": (lambda m=m, r=r: searching(m, r)) for m in SAMPLERS for r in STOPPING},
     **{f"{m}-scores": (lambda m=m: scoring(m)) for m in SAMPLERS},
+    **{f"evolution-faults-{seed}": (lambda seed=seed: scoring_what_cannot_be_built(seed)) for seed in range(3)},
     "pbt": population,
 }
 
@@ -133,6 +148,7 @@ def drive(book: Book, proposer: Proposer, workers: int) -> Iterator[None]:
         report = {"seconds": 0.0, "worker": "w:1", **next(reports)}
         if scheduler.on_trial_result(None, tune_trial, {"reports": [report]}) == BookScheduler.STOP:
             del running[at]
+        assert book.failure is None
         yield
 
 

@@ -4,7 +4,7 @@ import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -18,11 +18,11 @@ from orchestrator.book import Book, Proposal
 from orchestrator.failures import begin_again, commonest, said_of
 from orchestrator.feasible import Feasible
 from orchestrator.ledger import Ledger
-from orchestrator.proposers import SearchProposer
+from orchestrator.proposers import PopulationProposer, SearchProposer
 from orchestrator.recipe import Recipe
-from orchestrator.search import BookSearcher
+from orchestrator.search import BookScheduler, BookSearcher
 from orchestrator.specs import StageSpec
-from orchestrator.stage import StageFailed, TrialsFailed, check_failures, survivors
+from orchestrator.stage import Halt, Interrupted, StageFailed, TrialsFailed, check_failures, survivors
 from spaces import BadInput, Space, Task
 from trainables.failures import WorkerSpoilt, reason, spoils, timed
 from trainables.fit import NonFiniteLoss
@@ -165,6 +165,74 @@ def test_of_a_lost_chunk_nobody_is_blamed_and_each_goes_alone(folder: Path) -> N
     assert handed == [2, 2, 3, 4, 5, 6, 7]
     assert [t.status for t in stage.book.trials.values()] == ["completed"] * 2 + ["failed"] + ["completed"] * 5
     assert stage.book.trials[2].reason == "failed 2 times, the last time: its worker was killed"
+
+
+def test_the_only_one_that_a_lost_chunk_had_left_is_blamed(folder: Path) -> None:
+    stage = Stage(folder, SCORE, max_failures=0)
+    searcher = stage.searcher(Listed(2), chunk=2)
+    assert searcher.suggest("all") == {"numbers": [0, 1]}
+    finish(stage.book, 0)
+    stage.why["all"] = "its worker was killed"
+    searcher.on_trial_complete("all", error=True)
+    assert [trial.status for trial in stage.book.trials.values()] == ["completed", "failed"]
+
+
+class LastReport:
+    """A trial of Tune's whose last report has come."""
+
+    config: ClassVar = {"number": 0}
+
+
+def test_a_disk_in_trouble_is_no_trial_s_fault_even_in_its_last_report(folder: Path) -> None:
+    """Tune prints what its scheduler raises of a last report, and has the trial fail of it."""
+    stage = Stage(folder, max_failures=0)
+    searcher = stage.searcher(Listed(2))
+    searcher.suggest("t")
+    scheduler = BookScheduler(stage.book, lambda numbers: None)
+    report = {"number": 0, "seconds": 0.1, "disk": [errno.EDQUOT, "Disk quota exceeded"], "done": True}
+    scheduler.on_trial_complete(None, LastReport(), {"reports": [report]})  # type: ignore[arg-type]
+    searcher.on_trial_complete("t", error=True)
+    assert str(stage.book.failure) == f"[Errno {errno.EDQUOT}] Disk quota exceeded"
+    assert (stage.book.trials[0].status, stage.book.trials[0].lost) == ("waiting", [])
+    assert searcher.suggest("more") is None
+    with pytest.raises(Interrupted):
+        Halt(stage.book).on_step_begin(1, [])
+
+
+def test_a_population_that_does_not_come_to_its_end_has_no_survivors(folder: Path) -> None:
+    """Its last generation can be begun again; what it would start from stays."""
+    spec = {**DISTILL, "scheduler": {"name": "pbt", "population": 2, "interval": 2}}
+    spec |= {"optimizer": {"learning_rate": {"choice": [0.1, 0.2]}}}
+    arch = {"depth1": 1, "depth2": 1, "depth3": 1, "width": 4}
+    stage = Stage(folder, spec, student=arch)
+    book, proposer = stage.book, PopulationProposer(stage.spec, Proposal(arch, "student", {}), 0)
+    for fails in (False, True):
+        for _ in range(2):
+            proposal = proposer.propose(book)
+            assert proposal is not None
+            book.propose(proposal)
+        for trial in book.unfinished():
+            if fails:
+                book.end(trial.number, "failed", "ValueError: bad")
+            else:
+                report(book, trial.number, 2)
+                book.end(trial.number, "completed")
+    assert proposer.propose(book) is None
+    with pytest.raises(TrialsFailed, match="2 of 4 trials failed; ValueError: bad"):
+        survivors(book, last=True)
+
+
+def test_the_reason_is_that_of_a_trial_that_failed(folder: Path) -> None:
+    stage = Stage(folder, SCORE, max_failure_rate=0.2)
+    searcher = stage.searcher(Listed(3))
+    for number in range(3):
+        searcher.suggest(f"t{number}")
+    for number in range(2):
+        stage.book.report(number, 0, {"params": 1.0}, seconds=0.1, worker="w:1", reasons={"snip": "not defined"})
+        stage.book.end(number, "completed")
+    stage.book.end(2, "failed", "MemoryError: too large")
+    with pytest.raises(TrialsFailed, match="MemoryError: too large"):
+        check_failures(stage.book, at_end=True)
 
 
 def test_a_proposer_that_has_no_more_is_not_asked_again(folder: Path) -> None:

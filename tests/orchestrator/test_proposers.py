@@ -262,6 +262,43 @@ def test_survivors_that_have_become_equal_run_once_and_hide_no_other(tmp_path):
     assert [(p.hash, dict(p.params)) for p in book.proposals] == [(first.hash, {}), (second.hash, {})]
 
 
+class SlowerToday(Feasible):
+    """Measures latencies that are over the limit."""
+
+    def __init__(self) -> None:
+        super().__init__(SPACE, Task(1, 8, 10), {"latency_ms": 5.0})
+
+    def cost(self, arch):
+        self.know(self.space.hash(arch), {"params": 1.0, "latency_ms": 5.2})
+        return super().cost(arch)
+
+
+def test_a_latency_is_what_was_measured_first(tmp_path):
+    before = survivors({}, {})
+    spec, feasible = stage(losses={"kd": 1.0}), SlowerToday()
+    with Ledger(tmp_path / "l") as ledger:
+        assert SearchProposer(spec, SPACE, feasible, 0, before).propose(book_of(spec, ledger)) is None
+    feasible = SlowerToday()
+    for one in before:
+        feasible.know(one.hash, {"params": 1.0, "latency_ms": 4.9})
+    with Ledger(tmp_path / "m") as ledger:
+        book = book_of(spec, ledger)
+        finish(book, SearchProposer(spec, SPACE, feasible, 0, before))
+        assert len(book.proposals) == 2
+
+
+def test_a_student_to_begin_with_that_is_known_by_then_ends_nothing(tmp_path):
+    arch = dict(survivors({})[0].arch)
+    for seed in range(6):
+        spec = stage(trials=9)
+        proposer = proposer_of(spec, seed=seed)
+        proposer.first = [arch, *({**arch, "losses.kd.temperature": value} for value in (2, 4, 8))]
+        with Ledger(tmp_path / str(seed)) as ledger:
+            book = book_of(spec, ledger)
+            finish(book, proposer)
+        assert len(book.proposals) == 9
+
+
 # Population based training
 
 PBT = {"name": "pbt", "population": 4, "interval": 2, "quantile": 0.25}

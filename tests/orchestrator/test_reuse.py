@@ -434,6 +434,25 @@ def test_a_population_is_taken_over_whole_or_not_at_all(tmp_path):
     assert "scheduler not as in before" in notes(smaller)[0]
 
 
+def test_members_of_a_population_that_are_alike_are_not_taken_for_each_other(tmp_path):
+    stage = {key: value for key, value in STAGE.items() if key not in ("trials", "keep")}
+    stage |= {"scheduler": {"name": "pbt", "population": 4, "interval": 2}, "epochs": 6, "keep": 1}
+    stage["optimizer"] = {"learning_rate": {"choice": [0.01, 0.1]}}
+    student = {"depth1": 1, "depth2": 1, "depth3": 1, "width": 3}
+    before = made(recipe(stage, student=student), tmp_path, "before")
+    members = [(event["params"], event["parent"], event["start_epoch"]) for event in told(before, "trial")]
+    assert len(members) == 12 > len({str(member) for member in members})
+    after = made(recipe(stage, FINAL, student=student), tmp_path, "after", before)
+    assert told(after)[: len(told(before)) - 1] == told(before)[:-1]
+    assert computed(after) == 0
+
+
+def test_no_more_trials_are_taken_over_than_the_stage_has(tmp_path):
+    before = made(recipe(STAGE), tmp_path, "before", kill=3 + 10)  # some have been proposed, not all have run
+    after = made(recipe({**STAGE, "trials": 2, "keep": 1}), tmp_path, "after", before)
+    assert len(told(after, "trial")) == 2
+
+
 # What determines a result
 
 

@@ -143,26 +143,6 @@ def wait_for_lines(process: subprocess.Popen[bytes], ledger: Path, count: int, l
         time.sleep(0.01)
 
 
-def test_killed_and_resumed_is_as_if_nothing_had_happened(finished: analysis.Results, tmp_path: Path) -> None:
-    """SIGKILL of the driver while it scores and while it distils; SIGTERM before the end."""
-    recipe, log, run = tmp_path / "tiny.yaml", tmp_path / "log", tmp_path / "runs" / "cut"
-    recipe.write_text(Recipe.parse({**TINY, "workers": 1}).to_yaml())
-    total = lines(finished.path / "ledger.jsonl")
-    commands = [["run", str(recipe), "--storage", str(tmp_path / "runs"), "--name", "cut"], *[["resume", str(run)]] * 3]
-    ends = [(8, signal.SIGKILL), (total // 2, signal.SIGKILL), (total - 8, signal.SIGTERM)]
-    for command, (at, signal_number) in zip(commands, ends, strict=False):
-        process = start(command, log)
-        wait_for_lines(process, run / "ledger.jsonl", at, log)
-        process.send_signal(signal_number)
-        code = process.wait(120)
-        assert code == (-signal.SIGKILL if signal_number == signal.SIGKILL else 1), log.read_text()
-    assert f"dux resume {run}" in log.read_text()
-    assert start(commands[-1], log).wait(200) == 0, log.read_text()
-    resumed = analysis.load(run)
-    pd.testing.assert_frame_equal(resumed.trials[RESULT], finished.trials[RESULT], check_exact=True)
-    pd.testing.assert_frame_equal(resumed.epochs[CURVE], finished.epochs[CURVE], check_exact=True)
-
-
 def test_a_lost_worker_costs_nothing_but_its_epoch(ray_local: None, tmp_path: Path) -> None:
     """Each worker is killed once in mid-trial; Tune starts another, which goes on from the checkpoint."""
     stage = {"name": "only", "trial": "distill", "epochs": 12, "trials": 1, "sampler": "random"}

@@ -2,10 +2,12 @@
 
 import errno
 import gc
+import io
 import json
 import math
 import os
 import weakref
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from spaces import Arch, BadInput, Space, Task
 from trainables import scores, teachers
 from trainables.contracts import Data
 from trainables.data import DataConfig, load
+from trainables.failures import WorkerSpoilt
 from trainables.regimes import REGIMES
 from trainables.scores import SCORES
 from trainables.trial import DistillTrial, Json, ScoreTrial, StageContext, TeacherContext, checkpoint_name
@@ -274,12 +277,22 @@ def flipped(raw: bytes, at: int) -> bytes:
     return raw[:at] + bytes(255 - byte for byte in raw[at : at + 64]) + raw[at + 64 :]
 
 
+def compressed(raw: bytes) -> bytes:
+    """The archive with its entries compressed, as nothing that unpacks to more than it is may be."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(raw)) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+    return packed.getvalue()
+
+
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda raw: b"",
     "half": lambda raw: raw[: len(raw) // 2],
     "text": lambda raw: b"not a checkpoint at all\n" * 9,
     "zeros": lambda raw: bytes(len(raw)),
     "start": lambda raw: flipped(raw, 0),
+    "compressed": compressed,
     "weights": lambda raw: flipped(raw, len(raw) // 2),
     "end": lambda raw: flipped(raw, len(raw) - 64),
 }
@@ -471,6 +484,14 @@ def test_what_is_scored_is_reported_before_all_is(scoring, monkeypatch) -> None:
     results = [trial.step() for _ in CANDIDATES]
     assert [[report["number"] for report in result["reports"]] for result in results] == [[3], [4], [5]]
     assert [result["done"] for result in results] == [False, False, True]
+
+
+def test_what_is_scored_is_told_before_a_worker_is_given_up(scoring) -> None:
+    trial = started(ScoreTrial, {"trials": CANDIDATES}, replace(scoring, space=building(MemoryError("too large"))))
+    result = trial.step()
+    assert ([report["number"] for report in result["reports"]], result["done"]) == ([3], False)
+    with pytest.raises(WorkerSpoilt, match="MemoryError: too large"):
+        trial.step()
 
 
 def test_a_candidate_that_fails_does_not_spoil_the_others(scoring) -> None:
