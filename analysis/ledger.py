@@ -23,6 +23,9 @@ Event = dict[str, Any]
 _REQUIRED: dict[str, tuple[str, ...]] = {
     "run": ("name", "schema"),
     "teacher": ("name",),
+    "note": ("stage", "text"),
+    "taken": ("stage", "first"),
+    "kept": ("files",),
     "stage": ("stage", "index", "trial"),
     "trial": ("stage", "number", "proposal", "seed", "control", "arch", "hash"),
     "report": ("stage", "number", "epoch", "seconds", "metrics"),
@@ -37,18 +40,19 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
 # Types of an event's values, whichever it is; null where it may be missing. JSON has no other integers and numbers.
 _NUMBER = (int, float)
 _TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("name", "stage", "hash", "status"), (str,)),
+    **dict.fromkeys(("name", "stage", "hash", "status", "text", "sha256"), (str,)),
     **dict.fromkeys(("index", "schema", "number", "proposal", "seed", "epoch"), (int,)),
-    **dict.fromkeys(("arch", "metrics"), (dict,)),
-    **dict.fromkeys(("cost", "objective", "reasons"), (dict, type(None))),
+    **dict.fromkeys(("arch", "metrics", "files"), (dict,)),
+    **dict.fromkeys(("cost", "objective", "reasons", "resolved"), (dict, type(None))),
     "params": (dict, int, type(None)),  # a trial's hyperparameters; how many a teacher has
     **dict.fromkeys(("time",), _NUMBER),
     **dict.fromkeys(("which", "reason", "combine", "sampler", "scheduler", "origin", "worker"), (str, type(None))),
     **dict.fromkeys(("start_epoch", "epochs", "seeds", "parent", "slots"), (int, type(None))),
     "seconds": (*_NUMBER, type(None)),
     "control": (bool, type(None)),
-    "proposals": (list,),
+    **dict.fromkeys(("proposals", "first"), (list,)),
 }
+_GREATEST = 2**63  # what a column of whole numbers holds
 _PER_TRIAL = ("trial", "report", "lost", "end", "retry")
 _BULKY = re.compile(rb'"event"\s*:\s*"(trial|report|lost|end|retry)"')
 _STAGE_DTYPES = {
@@ -146,6 +150,8 @@ def _fault(kind: Any, event: Event) -> str | None:
     for name, value in event.items():
         if name in _TYPES and not isinstance(value, _TYPES[name]):
             return f"has {name!r} of type {type(value).__name__}"
+        if name in _TYPES and isinstance(value, int) and abs(value) >= _GREATEST:
+            return f"has {name!r} beyond 64 bits"
     return None
 
 
@@ -184,7 +190,7 @@ def _series(name: str, values: list[Any], dtype: str | None) -> pd.Series:
         if dtype is None:
             dtype, values = _inferred(values, whole_numbers=is_setting(name))
         return pd.Series(values, dtype=dtype)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise BadInput(f"the ledger's {name} does not fit {dtype}: {error}") from error
 
 
@@ -301,7 +307,7 @@ class Ledger:
         if event["epoch"] in trial.seen:  # repeated after a resume, with the same numbers
             return
         trial.seen.add(event["epoch"])
-        trial.seconds += event["seconds"]
+        trial.seconds += event["seconds"] or 0.0
         if event["epoch"] >= trial.last.get("epoch", 0):
             trial.last = event
         known = {name: event.get(name) for name in ("stage", "number", "epoch", "time", "seconds", "worker")}

@@ -6,10 +6,12 @@ AWS_ENDPOINT_URL, ...), never from an address.
 
 import os
 import re
+import shlex
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -18,8 +20,13 @@ from pyarrow import fs
 
 from analysis.errors import BadInput, unknown
 
-SCHEMES = ("s3", "gs", "abfs")
-OPTIONS = ("endpoint_override", "region", "scheme", "tls_ca_file_path")  # of s3, after a `?`
+# After a `?`. pyarrow takes keys there too; dux does not, since addresses are printed and stored.
+OPTIONS = {
+    "s3": ("endpoint_override", "region", "scheme", "tls_ca_file_path"),
+    "gs": ("endpoint_override", "scheme"),
+    "abfs": ("dfs_storage_authority", "blob_storage_authority", "enable_tls"),
+}
+SCHEMES = tuple(OPTIONS)
 SECONDS = 5.0  # without an answer, asked twice
 TABLES = ("trials.parquet", "epochs.parquet")
 READERS = 8  # requests at a time
@@ -72,13 +79,13 @@ def place(text: str | Path) -> Path | Address:
     if scheme not in SCHEMES:
         raise unknown("kind of address", f"{scheme}://", [f"{name}://" for name in SCHEMES])
     parts = urlsplit(text)
-    if parts.password is not None or (scheme == "s3" and "@" in parts.netloc):
+    if parts.password is not None or (scheme == "s3" and "@" in parts.netloc) or "@" in unquote(parts.query):
         raise BadInput(f"a {scheme}:// address holds no credentials: set them in the environment")
     if not parts.netloc or ".." in parts.path.split("/"):
         raise BadInput(f"{text} names no folder in a bucket, as {scheme}://bucket/runs does")
-    for name, _ in parse_qsl(parts.query) if scheme == "s3" else ():
-        if name not in OPTIONS:
-            raise unknown("option of an s3:// address", name, OPTIONS)
+    for name, _ in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in OPTIONS[scheme]:
+            raise unknown(f"option of {scheme}:// addresses", name, OPTIONS[scheme])
     return Address(text)
 
 
@@ -88,16 +95,24 @@ def opened(address: Address) -> tuple[fs.FileSystem, str]:
     if parts.scheme != "s3":
         limit = "retry_limit_seconds=5" if parts.scheme == "gs" else ""
         return fs.FileSystem.from_uri(f"{address}{'&' if parts.query else '?'}{limit}" if limit else str(address))
-    # Not by `from_uri`, which asks a store that is silent for 100 seconds.
-    options = dict(parse_qsl(parts.query))
+    environment = tuple(item for item in sorted(os.environ.items()) if item[0].startswith("AWS_"))
+    return _s3(parts.netloc, parts.query, SECONDS, environment), f"{parts.netloc}{unquote(parts.path)}".rstrip("/")
+
+
+@lru_cache(8)
+def _s3(bucket: str, query: str, seconds: float, environment: tuple[tuple[str, str], ...]) -> fs.FileSystem:
+    """Made once, since it may ask AWS for the region and keeps connections; anew when the environment has changed.
+
+    Not by `from_uri`, which asks a store that is silent for 100 seconds.
+    """
+    options = dict(parse_qsl(query))
     options.setdefault("endpoint_override", _variable("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
     options.setdefault("region", _variable("AWS_REGION", "AWS_DEFAULT_REGION"))
     if not options["endpoint_override"] and not options["region"]:
-        options["region"] = fs.resolve_s3_region(parts.netloc)
+        options["region"] = fs.resolve_s3_region(bucket)
     retry = fs.AwsStandardS3RetryStrategy(max_attempts=2)
     given = {name: value for name, value in options.items() if value}
-    system = fs.S3FileSystem(request_timeout=SECONDS, connect_timeout=SECONDS, retry_strategy=retry, **given)
-    return system, f"{parts.netloc}{unquote(parts.path)}".rstrip("/")
+    return fs.S3FileSystem(request_timeout=seconds, connect_timeout=seconds, retry_strategy=retry, **given)
 
 
 def _variable(*names: str) -> str:
@@ -133,8 +148,9 @@ def exists(address: Address, name: str) -> bool:
         system, path = opened(address / name)
         if system.get_file_info(path).type == fs.FileType.File:
             return True
-        if system.get_file_info(path.partition("/")[0]).type == fs.FileType.NotFound:
-            raise BadInput(f"{address}: the bucket does not exist")
+        with suppress(OSError):  # keys that are limited to a folder may not look at the bucket
+            if system.get_file_info(path.partition("/")[0]).type == fs.FileType.NotFound:
+                raise BadInput(f"{address}: the bucket does not exist")
         return False
 
 
@@ -167,7 +183,7 @@ def ledger_parts(address: Address) -> list[tuple[int, bytes]]:
         parts, end = [], 0
         for name, data in zip(found, contents, strict=True):
             if data is None or int(name[:12]) != end:
-                break
+                continue  # of a longer ledger that was cut
             parts.append((end, data[: data.rfind(b"\n") + 1]))
             end += len(parts[-1][1])
     return parts
@@ -194,7 +210,9 @@ def fetched(address: Address) -> Iterator[Path]:
         try:
             yield folder
         except BadInput as error:
-            raise BadInput(str(error).replace(str(folder), str(address))) from error
+            here = f"dux resume {shlex.quote(address)} brings it here and says what to type"
+            text = re.sub(r"sed -i .*", lambda _: here, str(error))
+            raise BadInput(text.replace(str(folder), address)) from error
 
 
 @contextmanager

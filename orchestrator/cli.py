@@ -206,8 +206,9 @@ def _present(results: Any) -> None:
     """The ranked table, where the run lies, and what to type next."""
     import analysis
     from orchestrator import show
+    from orchestrator.plain_values import printable
 
-    scored = results.stages["trial"].iloc[-1] == "score"
+    scored = list(results.stages["trial"])[-1:] == ["score"]
     if scored:
         shown = show.scores(results, analysis.rank_scores(results))
         lies, then = f"its table in {results.path / 'scores.parquet'}", f"{results.path / 'scores.parquet'} --top 20"
@@ -217,9 +218,10 @@ def _present(results: Any) -> None:
         then = f"{results.path} --by valid_accuracy --where 'params < 10000'"
     out = show.console()
     out.print(shown, highlight=False)
-    told = (f"\nthe run lies in {results.path}; {lies}", f"next: dux rank {then}", f"      dux status {results.path}")
+    out.print()
+    told = (f"the run lies in {results.path}; {lies}", f"next: dux rank {then}", f"      dux status {results.path}")
     for line in told:
-        out.print(line, highlight=False, soft_wrap=True)
+        out.print(printable(line), highlight=False, soft_wrap=True)
 
 
 def _assignment(text: str, option: str = "--set") -> tuple[str, Any]:
@@ -292,9 +294,10 @@ def _guarded(command: Callable[[], Any]) -> int:
 
 def _shown(error: Exception) -> str:
     """One line that can be shown: no secrets, nothing that a terminal would act on, and not without end."""
+    from orchestrator.plain_values import printable
     from spaces.redact import redacted
 
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(redacted(error).split()))
+    text = printable(" ".join(redacted(error).split()))
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 

@@ -14,13 +14,13 @@ _FILES = re.compile(r".+\.(yaml|json|jsonl|parquet|safetensors|pt|lock|py)")
 
 
 def disk_use(run: Path) -> dict[str, int]:
-    """Bytes by what they are for, the most first."""
+    """Bytes by what they are for, the most first; of what this user may look at."""
     use: dict[str, int] = {}
     for file in _files(str(run)):
         kind = _kind(Path(file.path).relative_to(run).parts)
         try:
             use[kind] = use.get(kind, 0) + file.stat(follow_symlinks=False).st_size
-        except FileNotFoundError:  # a running search replaces its files
+        except (FileNotFoundError, PermissionError):  # a running search replaces its files
             continue
     return dict(sorted(use.items(), key=lambda item: -item[1]))
 
@@ -40,7 +40,7 @@ def _files(folder: str) -> Iterator[os.DirEntry[str]]:
                     yield from _files(entry.path)
                 else:
                     yield entry
-    except FileNotFoundError:  # a running search removes what it needs no more
+    except (FileNotFoundError, PermissionError):  # a running search removes what it needs no more
         return
 
 

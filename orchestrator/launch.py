@@ -77,6 +77,7 @@ def _start_from(origin: Path | Address, search: Search, folder: Path | None = No
     """
     check_run(origin)
     with mirrored(origin) as (path, _):
+        paths.check_links(path)  # the file of its space is executed
         known = Origin.of(path, search)
         if folder is not None:
             known.copy_to(search, folder)
@@ -132,11 +133,11 @@ def take_up(
     check_run(where)
     with mirrored(where) as (path, mirror):
         check_run(path)
+        # All that can be refused is refused before anything is written.
+        paths.check_links(path)
         if analysis.load(path).finished:
             mending.restore(path)
             return _results(path)
-        # All that can be refused is refused before anything is written.
-        paths.check_links(path)
         search = Search.prepare(own_recipe(path), kept=path)
         mending.check_ledger(path, search.recipe)
         with Run.open(path) as run:
@@ -159,6 +160,7 @@ def _begin_again(run: Run, search: Search) -> None:
             if event.get("stage") == stage.name:
                 book.apply(event)
         if not book.ended:
+            book.mend()  # a kill may have cut off that a trial has failed
             begin_again(book, search.feasible)
 
 

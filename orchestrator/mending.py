@@ -1,10 +1,12 @@
 """Before a run is taken up, and after it has finished: is its directory whole, and what can be brought back?"""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import analysis
 from analysis.ledger import broken
 from orchestrator import disk, outcome
+from orchestrator.book import Book
 from orchestrator.prepared import Search, book_of
 from orchestrator.recipe import Recipe
 from orchestrator.run_directory import Run, RunFailed, is_json
@@ -14,12 +16,20 @@ def check_ledger(path: Path, recipe: Recipe) -> None:
     """Raises `BadInput`, with the line, unless the ledger tells a whole story of the recipe's stages."""
     books = {stage.name: book_of(recipe, stage, None) for stage in recipe.stages}
     for number, event in enumerate(analysis.events(path), 1):
-        if event.get("stage") in books:
-            try:
+        try:
+            if event.get("stage") in books:
                 books[event["stage"]].apply(event)
-            except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-                fault = f"the event {event['event']!r} does not follow from the lines before it"
-                raise broken(path / "ledger.jsonl", number, fault) from None
+            if event["event"] == "run_end" and not _can_end(list(books.values())):
+                raise ValueError
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+            fault = f"the event {event['event']!r} does not follow from the lines before it"
+            raise broken(path / "ledger.jsonl", number, fault) from None
+
+
+def _can_end(books: Sequence[Book]) -> bool:
+    """Whether a run of these stages can have ended: they have, and the last one has a best student or scores."""
+    last = books[-1]
+    return all(book.ended for book in books) and (last.stage.trial == "score" or bool(last.best()))
 
 
 def restore(path: Path) -> None:
@@ -38,6 +48,7 @@ def restore(path: Path) -> None:
         disk.sweep(path)
         try:
             if damaged:
+                check_ledger(path, run.recipe)
                 outcome.keep(run, Search.prepare(run.recipe, kept=path))
             run.write_tables()
         except OSError as error:

@@ -10,11 +10,14 @@ import json
 import os
 import platform
 import secrets
+import shlex
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +26,20 @@ from orchestrator.addresses import FILE, Address, address_of, working_directory
 from orchestrator.run_directory import Run, RunFailed
 from spaces.errors import BadInput
 from trainables.files import replacing
-from trainables.store import Store, StoreAway
+from trainables.store import PATIENCE, Store, StoreAway
 
 EVERY = 5.0  # seconds between two rounds
 RENEW = 15.0  # seconds after which the lease is written anew
-EXPIRES = 60.0  # seconds after which a lease that was not written anew is anybody's
+# Seconds after which a lease that was not written anew is anybody's. What was begun under a lease must be over by then,
+# however often the store was asked.
+EXPIRES = PATIENCE + 60.0
 PART = 1 << 17  # bytes after which the ledger's next part begins
 HASTE = 10.0  # seconds of patience where a run ends because something else has failed
 LEASE = "lock.json"
 TOKEN = "lease"  # in the working directory: what its leases are known by
+SENT = "sent"  # there, too: how long the ledger is in the store
 FOLDERS = ("best", "origin")  # besides what lies in the directory itself; `reuse` keeps the latter
-NOT_SENT = ("ledger.jsonl", "lock", LEASE, TOKEN, FILE)
+NOT_SENT = ("ledger.jsonl", "lock", LEASE, TOKEN, SENT, FILE)
 
 
 @contextmanager
@@ -58,7 +64,10 @@ def mirrored(run: Path | Address, new: bool = False) -> Iterator[tuple[Path, "Mi
         mirror.start()
         yield folder, mirror
     except RunFailed as error:
-        raise RunFailed(str(error).replace(f"dux resume {folder}", f"dux resume {address}")) from error
+        text = str(error)
+        for typed in (shlex.quote(str(folder)), str(folder)):
+            text = text.replace(f"dux resume {typed}", f"dux resume {shlex.quote(address)}")
+        raise RunFailed(text) from error
     finally:
         mirror.close()
 
@@ -72,13 +81,14 @@ def _begun(folder: Path, address: Address, new: bool) -> "Mirror":
         raise BadInput(f"{folder}: cannot be written to, set DUX_CACHE: {error.strerror}") from error
     try:
         mirror.hold()
+        mirror.keep()
         mirror.meet()
         mirror.first()
-    except (OSError, ValueError) as error:
+    except BaseException as error:  # also Ctrl-C: no thread is to hold the run any longer
         if new:
             mirror.remove()
         mirror.close()
-        if new:
+        if new and mirror.locked:
             shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, OSError):
             raise BadInput(f"{address}: {remote.meaning(error)}") from error
@@ -87,7 +97,7 @@ def _begun(folder: Path, address: Address, new: bool) -> "Mirror":
 
 
 def lease(address: Address) -> dict[str, Any] | None:
-    """Who holds the run, as `{host, pid, time, token}`; None where nobody does, or has not been heard of for a minute.
+    """Who holds the run, as `{host, pid, time, token}`; None where nobody has been heard of for three minutes.
 
     Raises:
         BadInput: the store gives no answer.
@@ -108,7 +118,7 @@ def _lease_in(data: bytes | None) -> dict[str, Any] | None:
     try:
         found = json.loads(data or b"null")
         return {**found, "time": float(found["time"]), "token": str(found["token"])}
-    except (ValueError, TypeError, KeyError):  # nobody's, or no lease that dux has written
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):  # nobody's, or none of dux's
         return None
 
 
@@ -117,7 +127,8 @@ class Mirror:
 
     The lease is a file with the time, written anew every 15 seconds. Stores offer no lock: two machines that begin in
     the same instant can both believe that they hold the run, until one of them sees the other's lease and ends; and
-    clocks must agree to less than a minute. On one machine the working directory's lock rules that out.
+    clocks must agree to less than a minute. On one machine the working directory's lock rules that out. Times are those
+    of the wall clock, which goes on while a machine sleeps.
 
     Args:
         folder: the working directory, whose lock this process holds.
@@ -127,14 +138,17 @@ class Mirror:
     def __init__(self, folder: Path, address: Address) -> None:
         self.folder, self.address = folder, address
         self._store = Store(str(address))
-        self._sent: dict[str, tuple[int, int]] = {}  # size and time of each file, as it was sent
+        self._known: dict[str, tuple[int, int]] = {}  # size and time of each file, as the store has it
+        self._written: set[str] = set()  # what this mirror has put there
         self._begin = self._size = 0  # of the ledger's last part
         self._renewed = float("-inf")
         self._token = ""
-        self._one = threading.Lock()
+        self._one, self._leasing = threading.Lock(), threading.Lock()
         self._end = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
         self._discarded: list[str] = []
+        self._own: Any = None
+        self.locked = False  # the working directory is this process's
         self._holds = self._met = False
         self._run: Run | None = None
         self.failure: OSError | None = None
@@ -150,6 +164,7 @@ class Mirror:
             fcntl.flock(self._own, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise BadInput(f"{self.address} is held by another process of this machine") from error
+        self.locked = True
         self._own.seek(0)
         self._token = self._own.read() or secrets.token_hex(8)
         held = lease(self.address)
@@ -162,17 +177,21 @@ class Mirror:
         self._own.truncate(0)
         self._own.write(self._token)
         self._own.flush()
-        self._hastily().write(LEASE, self._lease())
-        self._renewed, self._holds = time.monotonic(), True
+        self._write_lease(self._hastily())
+        self._holds = True
 
     def meet(self) -> None:
         """Bring directory and store together: whichever has the longer ledger is right.
+
+        But where the store has just what was sent from here, a shorter one here was cut by hand: there it is cut, too.
 
         Raises:
             BadInput: neither ledger is the beginning of the other.
         """
         parts = remote.ledger_parts(self.address)
         there, here = b"".join(data for _, data in parts), self._ledger()
+        if here and there.startswith(here) and len(here) < len(there) == self._noted():
+            parts, there = self._cut(parts, len(here)), here
         if here and here.startswith(there):
             self._bring(missing_only=True)
         elif there.startswith(here):
@@ -186,23 +205,34 @@ class Mirror:
             )
         if parts:
             self._begin, self._size = parts[-1][0], len(parts[-1][1])
+        self._note()
         self._met = True
 
     def start(self) -> None:
         """Bring over what is new every few seconds, in a thread. If the store stays away, the run can note no more."""
+        self._begin_thread(self.sync, EVERY)
 
-        def work() -> None:
-            while not self._end.wait(EVERY):
-                try:
-                    self.sync()
-                except (StoreAway, OSError) as error:
-                    self.failure = error
-                    if self._run is not None:
-                        self._run.ledger.failure = error
-                    return
+    def keep(self) -> None:
+        """Keep the lease, in a thread of its own: files may take longer than it lasts."""
+        self._begin_thread(lambda: self._renew(self._store), RENEW)
 
-        self._thread = threading.Thread(target=work, name="mirror", daemon=True)
-        self._thread.start()
+    def _begin_thread(self, step: Callable[[], None], every: float) -> None:
+        thread = threading.Thread(target=self._repeat, args=(step, every), name="mirror", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _repeat(self, step: Callable[[], None], every: float) -> None:
+        while not self._end.wait(every):
+            try:
+                step()
+            except Exception as error:  # also a mistake of our own: the run must not go on without its mirror
+                said = f"the mirror failed: {type(error).__name__}: {error}"
+                known = error if isinstance(error, OSError) and error.errno else OSError(errno.EIO, said)
+                self.failure = self.failure or known
+                self._end.set()
+                if self._run is not None:
+                    self._run.ledger.failure = self.failure
+                return
 
     def serve(self, run: Run) -> None:
         """Work for a run: it is told of failures, and leaves to the mirror what is to be removed, or brought over."""
@@ -225,35 +255,34 @@ class Mirror:
     def close(self) -> None:
         """Bring over what can be, without much patience, and give the lease back."""
         self._end.set()
-        if self._thread is not None:
-            self._thread.join(HASTE)
-        if self._holds and self._one.acquire(timeout=HASTE):  # else the thread still waits for the store
-            try:
+        for thread in self._threads:
+            thread.join(HASTE)
+        waits = any(thread.is_alive() for thread in self._threads)  # for the store
+        try:
+            if self._holds and not waits:
                 with suppress(OSError):
                     if self._met:
                         self._sync(self._hastily())
                     self._hastily().remove(LEASE)
-            finally:
-                self._one.release()
-        self._own.close()
+        finally:
+            if self._own is not None:
+                self._own.close()
 
     def discard(self, folder: str, name: str) -> None:
         """Remove a file of the store, once the lines of the ledger that make it needless have arrived there."""
         self._discarded.append(f"{folder}/{name}")
 
     def remove(self) -> None:
-        """Take back what was brought, but for what others may have put there."""
+        """Take back what this mirror has put there; nothing if others hold the run."""
+        if not self._holds:
+            return
         self._holds = False
-        for name in [*self._sent, *([f"ledger/{0:012d}.jsonl"] if self._size else []), LEASE]:
+        for name in (*self._written, LEASE):
             with suppress(StoreAway):
                 Store(str(self.address), patience=0).remove(name)
 
     def _hastily(self) -> Store:
         return Store(str(self.address), patience=HASTE)
-
-    def _lease(self) -> bytes:
-        held = {"host": platform.node(), "pid": os.getpid(), "time": int(time.time()), "token": self._token}
-        return json.dumps(held).encode()
 
     def _ledger(self, begin: int = 0) -> bytes:
         """The ledger's whole lines from a place on."""
@@ -267,8 +296,9 @@ class Mirror:
 
     def _files(self) -> Iterator[tuple[str, Path]]:
         """What is brought to the store besides the ledger; a stage's files are written there by its workers."""
-        kept = [file for folder in FOLDERS for file in (self.folder / folder).rglob("*")]
-        for file in sorted([*self.folder.iterdir(), *kept]):
+        # `walk` passes over folders that vanish meanwhile.
+        folders = chain(islice(os.walk(self.folder), 1), *(os.walk(self.folder / name) for name in FOLDERS))
+        for file in [Path(folder, name) for folder, _, names in folders for name in sorted(names)]:
             name = file.relative_to(self.folder).as_posix()
             if file.is_file() and name not in NOT_SENT and not file.name.startswith("."):
                 yield name, file
@@ -285,7 +315,7 @@ class Mirror:
             if data is not None:
                 with replacing(file) as temporary:
                     temporary.write_bytes(data)
-                self._sent[name] = _stamp(file)
+                self._known[name] = _stamp(file)
 
     def _sync(self, store: Store) -> None:
         self._renew(store)
@@ -293,27 +323,67 @@ class Mirror:
         for name, file in self._files():
             with suppress(FileNotFoundError):  # replaced just now; it is there the next time
                 stamp = _stamp(file)
-                if self._sent.get(name) != stamp:
+                if self._known.get(name) != stamp:
                     store.write(name, file.read_bytes())
-                    self._sent[name] = stamp
+                    self._known[name] = stamp
+                    self._written.add(name)
         if len(lines) != self._size:
-            store.write(f"ledger/{self._begin:012d}.jsonl", lines)
+            self._renew(store, look=True)
+            store.write(_part(self._begin), lines)
+            self._written.add(_part(self._begin))
             self._size = len(lines)
+            self._note()
         if self._size >= PART:
             self._begin, self._size = self._begin + self._size, 0
         for name in self._discarded[:discarded]:
             store.remove(name)
         del self._discarded[:discarded]
 
-    def _renew(self, store: Store) -> None:
-        if time.monotonic() - self._renewed < RENEW:
-            return
-        held = _lease_in(store.read(LEASE))
-        if held and held["token"] != self._token:
-            self._holds = False
-            raise StoreAway(errno.EBUSY, f"process {held.get('pid')} on {held.get('host')} has taken the run over")
-        store.write(LEASE, self._lease())
-        self._renewed = time.monotonic()
+    def _renew(self, store: Store, look: bool = False) -> None:
+        """Write the lease anew where that is due, or only `look`: it must be ours still."""
+        with self._leasing:
+            age = time.time() - self._renewed
+            due = not 0 <= age < RENEW
+            if not due and not look:
+                return
+            held = _lease_in(store.read(LEASE))
+            if held is None or held["token"] != self._token:
+                self._holds = False
+                who = f"process {held.get('pid')} on {held.get('host')}" if held else "another machine"
+                raise StoreAway(errno.EBUSY, f"{who} has taken the run over")
+            if due:  # not asked again for longer than the last one holds: the next one might be another's
+                left = EXPIRES - 2 * RENEW - (time.time() - self._renewed)
+                self._write_lease(replace(store, patience=min(store.patience, max(0.0, left))))
+
+    def _write_lease(self, store: Store) -> None:
+        now = time.time()
+        held = {"host": platform.node(), "pid": os.getpid(), "time": int(now), "token": self._token}
+        store.write(LEASE, json.dumps(held).encode())
+        self._renewed = now
+
+    def _noted(self) -> int:
+        """How long the ledger was in the store when it was last written from here."""
+        try:
+            return int((self.folder / SENT).read_text())
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    def _note(self) -> None:
+        (self.folder / SENT).write_text(str(self._begin + self._size))
+
+    def _cut(self, parts: list[tuple[int, bytes]], end: int) -> list[tuple[int, bytes]]:
+        """Cut the store's ledger; what is left of its parts."""
+        store = self._hastily()
+        for begin, data in parts:
+            if begin >= end:
+                store.remove(_part(begin))
+            elif begin + len(data) > end:
+                store.write(_part(begin), data[: end - begin])
+        return [(begin, data[: end - begin]) for begin, data in parts if begin < end]
+
+
+def _part(begin: int) -> str:
+    return f"ledger/{begin:012d}.jsonl"
 
 
 def _stamp(file: Path) -> tuple[int, int]:

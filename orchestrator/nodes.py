@@ -1,6 +1,7 @@
 """The nodes of a running cluster: whether one answers, whether all can take part in a run, and what they hold."""
 
 import platform
+import shlex
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -71,19 +72,28 @@ def check_nodes(run: Run) -> None:
     names = {node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})" for node in _alive()}
     if len(names) == 1:
         return
-    token = f".nodes-{uuid4().hex}"
-    run.store.write(token, b"a driver asks its nodes whether they see this file\n")
+    token = uuid4().hex[:8]
+    run.store.write(_question(token), b"a driver asks its nodes whether they see this file\n")
     try:
         answers = _asked(run.store, token, list(names))
     finally:
-        for name in (token, *(f"{token}-{node}" for node in names)):
+        for name in (_question(token), *(_reply(token, node) for node in names)):
             run.store.remove(name)
     wrong = complaints({f"{names[node]} [{node[:6]}]": answer for node, answer in answers.items()}, versions())
     if wrong:
         raise RunFailed(
             f"not every node can take part: {'; '.join(wrong)}; put the run on storage that all nodes share, with one "
-            f"installation on all of them, and go on: dux resume {run.address}"
+            f"installation on all of them, and go on: dux resume {shlex.quote(str(run.address))}"
         )
+
+
+def _question(token: str) -> str:
+    """The file that all nodes are to see. Named, as their replies, so that what a kill leaves is swept away."""
+    return f".nodes.{token}"
+
+
+def _reply(token: str, node: str) -> str:
+    return f".nodes-{node}.{token}"
 
 
 def complaints(answers: Mapping[str, Answer], here: Mapping[str, str]) -> list[str]:
@@ -123,9 +133,9 @@ def _answer(ref: Any, done: bool) -> Answer:
 def _look(store: Store, token: str, node: str) -> Answer:
     """On a node: whether the run's files can be read and written from here."""
     try:
-        if store.read(token) is None:
+        if store.read(_question(token)) is None:
             return Answer(f"does not see {store.root}")
-        store.write(f"{token}-{node}", b"")
+        store.write(_reply(token, node), b"")
     except OSError as error:
         return Answer(f"cannot use {store.root}: {error.strerror or error}")
     return Answer(versions=versions())

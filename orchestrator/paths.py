@@ -61,12 +61,19 @@ def check_own(raw: Mapping[str, Any], folder: Path) -> None:
 
 
 def check_links(folder: Path) -> None:
-    """Raises `BadInput` if a link within a run's directory leads out of it: dux would write to where it leads."""
+    """Raises `BadInput` if a link in a run's directory leads out of it or to itself: dux would write where it leads."""
     root = folder.resolve()
     for parent, folders, files in os.walk(root):
         for path in (Path(parent, name) for name in (*folders, *files)):
-            if path.is_symlink() and not path.resolve().is_relative_to(root):
+            if path.is_symlink() and not _leads_into(root, path):
                 raise BadInput(f"{path} is a link that leads out of the run's directory; put a copy in its place")
+
+
+def _leads_into(root: Path, link: Path) -> bool:
+    try:
+        return link.resolve().is_relative_to(root)
+    except (OSError, RuntimeError):  # a link to itself
+        return False
 
 
 def _with_paths(raw: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:

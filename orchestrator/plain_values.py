@@ -53,7 +53,18 @@ def load(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads safe YAML, and refuses a key that stands twice, of which the last would win in silence."""
+    """Reads safe YAML, and refuses a key that stands twice, of which the last would win in silence.
+
+    Merge keys and long texts are refused before anything is made of them: mappings that merge each other grow without
+    bound, and some numbers take time that grows with the square of their length.
+    """
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        node: yaml.ScalarNode = super().compose_scalar_node(anchor)
+        if len(node.value) > LONGEST:
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"line {line}: {_too_long(node.value)}")
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
@@ -61,6 +72,8 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 name, line = (key.tag, key.value), key.start_mark.line + 1
+                if key.tag == "tag:yaml.org,2002:merge":
+                    raise yaml.YAMLError(f"line {line}: merge keys (<<) are not read; use extends")
                 if name in lines:
                     raise yaml.YAMLError(f"line {line}: {key.value!r} stands twice, first in line {lines[name]}")
                 lines[name] = line
@@ -103,6 +116,15 @@ def _walk(value: Any, place: str, depth: int) -> Iterator[tuple[str, Any]]:
             yield from _walk(inner, f"{place}.{number}", depth + 1)
 
 
+def _too_long(text: str) -> str:
+    return f"a text must be at most {LONGEST:,} characters, not {len(text):,}"
+
+
+def printable(text: str) -> str:
+    """The text with what a terminal would act on, and line ends, spelled out: for what others wrote."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def _fault(value: Any) -> str | None:
     match value:
         case None | bool() | Mapping() | list() | tuple():
@@ -112,7 +134,7 @@ def _fault(value: Any) -> str | None:
         case float():
             return None if math.isfinite(value) else f"a number must be finite, not {value}"
         case str() if len(value) > LONGEST:
-            return f"a text must be at most {LONGEST:,} characters, not {len(value):,}"
+            return _too_long(value)
         case str():
             bad = [c for c in value if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cs")]
             return f"a text must hold no control characters, not {bad[0]!r}" if bad else None

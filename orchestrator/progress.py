@@ -11,6 +11,7 @@ from rich.table import Table
 
 from orchestrator.book import Book
 from orchestrator.disk import disk_line
+from orchestrator.plain_values import printable
 from orchestrator.run_directory import Run
 
 SECONDS_BETWEEN = {"display": 0.25, "tables": 15.0}
@@ -26,7 +27,7 @@ class Progress:
 
     def __init__(self, run: Run, live: bool | None = None) -> None:
         self.run = run
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, markup=False, emoji=False)
         self.live = (self.console.is_terminal or self.console.is_jupyter) if live is None else live
         self.books: list[tuple[Book, float]] = []
         self._display: Live | None = None
@@ -72,7 +73,7 @@ class Progress:
     def _say(self, text: str) -> None:
         """A line for logs, where there is no live display."""
         if not self.live:
-            self.console.print(text, highlight=False, soft_wrap=True)
+            self.console.print(printable(text), highlight=False, soft_wrap=True)
 
     def _show(self) -> None:
         if self._display is not None:
@@ -124,6 +125,6 @@ def expected(book: Book) -> int:
 
 
 def _as_html(table: Table) -> str:
-    console = Console(record=True, width=110, file=io.StringIO())
+    console = Console(record=True, width=110, file=io.StringIO(), markup=False, emoji=False)
     console.print(table)
     return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")

@@ -189,7 +189,8 @@ def _own_keys(folder: Path) -> dict[str, Any]:
         raw = plain_values.read(file)
     except BadInput as error:
         raise BadInput(f"{error}; {how}") from error
-    if not file.read_text().rstrip().endswith("\n" + RECIPE_END):  # a half can be a recipe, too: one of fewer stages
+    # A half can be a recipe, too: one of fewer stages.
+    if not file.read_text(encoding="utf-8").rstrip().endswith("\n" + RECIPE_END):
         raise BadInput(f"{file} is cut off: its last line is not {RECIPE_END!r}; {how}")
     return raw
 
@@ -217,7 +218,7 @@ def is_json(file: Path) -> bool:
 
 def _write_keys(recipe: Recipe, folder: Path) -> None:
     with replacing(folder / "recipe.yaml") as temporary:
-        temporary.write_text(f"{recipe.to_yaml()}{RECIPE_END}\n")
+        temporary.write_text(f"{recipe.to_yaml()}{RECIPE_END}\n", encoding="utf-8")
 
 
 def _write_environment(folder: Path) -> None:
@@ -260,21 +261,22 @@ def default_name(recipe: Recipe) -> str:
 
 
 def holder(path: Path) -> int | None:
-    """The process that holds the run, or None."""
+    """The process that holds the run, 0 where the lock does not tell which; None where nobody does."""
     if not (path / "lock").is_file():
         return None
-    with open(path / "lock") as file:  # for reading: a run may lie where this user cannot write
+    with open(path / "lock", errors="replace") as file:  # for reading: a run may lie where this user cannot write
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
-            return int(file.read() or 0)
+            told = file.read(20)
+            return int(told) if told.isdecimal() else 0
     return None
 
 
 def _take_lock(path: Path) -> Any:
     """The lock file, held until it is closed or the process ends, however it ends."""
     try:
-        file = open(path / "lock", "a+")  # noqa: SIM115 (held for the life of the run)
+        file = open(path / "lock", "a+", errors="replace")  # noqa: SIM115 (held for the life of the run)
     except OSError as error:
         raise BadInput(f"{path / 'lock'}: cannot be written to: {error.strerror}") from error
     try:

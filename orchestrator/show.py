@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.text import Text
 import analysis
 from analysis.schema import SIZES, score_columns
 from orchestrator.disk import disk_line
+from orchestrator.plain_values import printable
 
 
 def ranking(results: analysis.Results | None, table: pd.DataFrame, notes: Iterable[str] = ()) -> RenderableType:
@@ -37,13 +39,18 @@ def ranking(results: analysis.Results | None, table: pd.DataFrame, notes: Iterab
     if "rival" not in set(table.get("origin", ())):
         columns = [column for column in columns if column[0] != "from"]
     of = f" of {results.teacher.get('name') or 'no teacher'}" if results else ""
-    shown = Table(title=f"students{of}", title_justify="left")
+    shown = Table(title=printable(f"students{of}"), title_justify="left")
     for title, _, style in columns:
-        shown.add_column(title, justify="left" if title in ("student", "from", "with") else "right", style=style)
+        shown.add_column(_text(title), justify="left" if title in ("student", "from", "with") else "right", style=style)
     for _, row in table.iterrows():
-        shown.add_row(*[_cell(title, names, row) for title, names, _ in columns])
+        shown.add_row(*[_text(_cell(title, names, row)) for title, names, _ in columns])
     lines = [*_teacher_lines(results), *_cost_lines(results, table)] if results else []
-    return Group(shown, *[Text(line) for line in (*lines, *noted, *notes)])
+    return Group(shown, *map(_text, (*lines, *noted, *notes)))
+
+
+def _text(text: str) -> Text:
+    """What comes from a run, which others may have made: neither the terminal nor rich acts on anything in it."""
+    return Text(printable(text))
 
 
 def scores(results: analysis.Results, table: pd.DataFrame, top: int = 10) -> RenderableType:
@@ -173,10 +180,15 @@ def _teacher_lines(results: analysis.Results) -> list[str]:
 
 def _teacher_line(teacher: Mapping[str, Any]) -> str:
     metrics = teacher.get("metrics") or {}
-    accuracies = [f"{split} {100 * metrics[f'{split}_accuracy']:.2f} %" for split in ("valid", "test")
-                  if metrics.get(f"{split}_accuracy") is not None]  # fmt: skip
-    counted = (f"{teacher['params']:,} params", f"{_metric(teacher['flops'])} FLOPs")
-    return f"teacher {teacher['name']}: {', '.join([*counted, *accuracies])}"
+    parts = [f"{teacher['params']:,} params"] if _is_number(teacher.get("params")) else []
+    parts += [f"{_metric(teacher['flops'])} FLOPs"] if _is_number(teacher.get("flops")) else []
+    parts += [f"{split} {100 * metrics[f'{split}_accuracy']:.2f} %" for split in ("valid", "test")
+              if _is_number(metrics.get(f"{split}_accuracy"))]  # fmt: skip
+    return f"teacher {teacher['name']}: {', '.join(parts)}"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
 
 
 def _cost_lines(results: analysis.Results, table: pd.DataFrame) -> list[str]:
@@ -200,7 +212,7 @@ def _cost_lines(results: analysis.Results, table: pd.DataFrame) -> list[str]:
 
 def status(results: analysis.Results, held_by: int | str | None) -> RenderableType:
     """How far a run is."""
-    table = Table(title=str(results.path), title_justify="left")
+    table = Table(title=printable(str(results.path)), title_justify="left")
     frame = results.stage_summary()
     names = [
         "stage",
@@ -216,8 +228,8 @@ def status(results: analysis.Results, held_by: int | str | None) -> RenderableTy
     for name in names:
         table.add_column(name.replace("_", " "), justify="left" if name == "stage" else "right")
     for _, row in frame.iterrows():
-        table.add_row(*[_plain(name, row[name]) for name in names])
-    state = "finished" if results.finished else f"running (process {held_by})" if held_by else "interrupted"
+        table.add_row(*[_text(_plain(name, row[name])) for name in names])
+    state = "finished" if results.finished else "interrupted" if held_by is None else f"running (process {held_by})"
     lines = [f"{state}; {results.device_seconds:,.1f} device-seconds"]
     lines += _teacher_lines(results)
     lines += [disk_line(results.path)] if isinstance(results.path, Path) else []
@@ -228,9 +240,9 @@ def status(results: analysis.Results, held_by: int | str | None) -> RenderableTy
         f"taken up again: {row.stage} trial {row.number}, whose worker was lost {row.lost} times"
         for row in lost.head(5).itertuples()
     ]
-    if not results.finished and not held_by:
+    if not results.finished and held_by is None:
         lines.append(f"go on with it: dux resume {results.path}")
-    return Group(table, *[Text(line) for line in lines])
+    return Group(table, *map(_text, lines))
 
 
 def _plain(name: str, value: Any) -> str:
@@ -251,5 +263,6 @@ def table_of(rows: Mapping[str, str], title: str) -> Table:
 
 def console() -> Console:
     """Where results go: wide enough for the table also where the output is a file."""
-    plain = Console()
-    return plain if plain.is_terminal or plain.is_jupyter else Console(width=160)
+    made = partial(Console, markup=False, emoji=False)  # a folder may be called [old] or :old:
+    plain = made()
+    return plain if plain.is_terminal or plain.is_jupyter else made(width=160)

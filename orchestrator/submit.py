@@ -11,13 +11,14 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
+from orchestrator.addresses import place
 from orchestrator.recipe import Recipe
 from orchestrator.run_directory import RunFailed, check_name, write_recipe
 from orchestrator.same import settings_of
@@ -45,6 +46,7 @@ def submit(recipe: Recipe | None, name: str | None, storage: str, address: str) 
         BadInput: a mistake in what was given; a job of this name does something else.
         RunFailed: the cluster does not answer, or the job could not be started.
     """
+    storage = str(place(storage))  # which refuses credentials in it: a job's description is no place for them
     if name is None and recipe is None:
         raise BadInput("dux submit takes a RECIPE, or the --name of a run that was sent")
     name = name or (recipe.name if recipe else "")
@@ -81,10 +83,20 @@ def _refusals(address: str) -> Iterator[None]:
     """One line for what the cluster's side refuses."""
     try:
         yield
-    except (ConnectionError, RuntimeError, OSError) as error:
+    except _faults() as error:
         # A response's body may follow; that of a wrong token goes on about where Ray looks for tokens.
         said = next(iter(str(error).splitlines()), "")[:300]
         raise RunFailed(f"{address}: {said or type(error).__name__}; a job that was sent goes on") from error
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """What Ray's job client raises. Not imported before: where it is missing, `_client` says what to install."""
+    with suppress(ImportError):
+        from aiohttp import ClientError
+        from ray.exceptions import AuthenticationError
+
+        return OSError, RuntimeError, ClientError, AuthenticationError
+    return OSError, RuntimeError
 
 
 def _client(address: str) -> Any:

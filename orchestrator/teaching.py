@@ -1,6 +1,7 @@
 """The teachers of a run: obtained once, kept in its directory, and given to each stage as it needs them."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from ray.exceptions import RayError
 
 from orchestrator import kept_outputs
+from orchestrator.disk import OUTPUTS
 from orchestrator.prepared import Search
 from orchestrator.run_directory import Run, RunFailed
 from orchestrator.specs import StageSpec
@@ -25,7 +28,7 @@ def obtained(run: Run, search: Search, which: str) -> TeacherContext:
     config, path = search.teachers[which], run.path / f"{which}.safetensors"
     told = (event for event in run.events() if event["event"] == "teacher")
     noted = next((event for event in told if event.get("which", "teacher") == which), None)
-    began_with = None if noted is None else noted["sha256"]
+    began_with = None if noted is None else noted.get("sha256")
     if began_with is not None and (kept := _kept(config, search, path, began_with)) is not None:
         return kept
     resources = run.recipe.resources
@@ -33,7 +36,7 @@ def obtained(run: Run, search: Search, which: str) -> TeacherContext:
     obtain = ray.remote(num_cpus=resources.cpu, num_gpus=resources.gpu)(_obtained_alive)
     augment = next((stage.augment for stage in run.recipe.stages if stage.augment), {})
     task = obtain.remote(alive, config, search.data, augment, resources.gpu > 0, began_with)
-    trained: teacher_training.Trained = watched(lambda: ray.get(task), alive, lambda: ray.cancel(task, force=True))
+    trained: teacher_training.Trained = watched(lambda: ray.get(task), alive, lambda: _cancel(task))
     if began_with not in (None, trained.hash):
         raise RunFailed(
             f"{path} is not the teacher that this run began with, and it does not come out the same again; put that "
@@ -55,6 +58,11 @@ def obtained(run: Run, search: Search, which: str) -> TeacherContext:
         **counted,
     )
     return TeacherContext(config, trained.weights, trained.hash, None)
+
+
+def _cancel(task: Any) -> None:
+    with suppress(RayError, RuntimeError, ConnectionError):  # Ray may be what has died, and `watched` tells that
+        ray.cancel(task, force=True)
 
 
 def _obtained_alive(alive: Path, *how: Any) -> teacher_training.Trained:
@@ -111,9 +119,9 @@ def _with_outputs(
     nets = {name: search.teacher_net(name) for name in taught_by}
     gigabytes, views = kept_outputs.room(stage, search.declared(stage), nets, search.data)
     if gigabytes <= run.recipe.teacher_cache_gb:
-        folder = run.path.resolve() / "teacher-outputs"
-        if run.store.remote:  # then each node has a cache folder of its own
-            folder = folder.relative_to(cache_dir().resolve())
+        folder = run.path.resolve() / OUTPUTS
+        if run.store.remote:  # then each node has a cache folder of its own, links in it or not
+            folder = (run.path / OUTPUTS).relative_to(cache_dir())
         return {name: replace(teacher, outputs=folder) for name, teacher in taught_by.items()}
     run.note(stage.name, (
         f"the teacher's outputs ({', '.join(views)}) would take {gigabytes:.1f} GB, more than teacher_cache_gb "

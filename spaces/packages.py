@@ -10,13 +10,20 @@ from spaces.errors import BadInput
 from spaces.others import blaming
 from spaces.task import Task
 
+# What reads or writes a file that a recipe names, or fetches one: weights come as the teacher's own keys say.
+_FILES = (
+    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),  # timm's
+    *("weights", "weights_backbone", "pretrained_backbone"),  # torchvision's
+)
+
 
 def timm_model(name: str, task: Task, options: Mapping[str, Any], pretrained: bool = False) -> nn.Module:
     """A model of timm; `options` are keyword arguments of `timm.create_model`.
 
     Raises:
-        BadInput: no such model (with the nearest), or one that does not take an option.
+        BadInput: no such model (with the nearest), one that does not take an option, or an option that names files.
     """
+    _check_options(options)
     import timm  # here, for importing it takes seconds that others need not pay
 
     if not timm.is_model(name):
@@ -30,8 +37,9 @@ def torchvision_model(name: str, task: Task, options: Mapping[str, Any]) -> nn.M
     """A model of torchvision for colour images, without its weights; `options` are arguments of its function.
 
     Raises:
-        BadInput: no such model (with the nearest), or one that does not take an option.
+        BadInput: no such model (with the nearest), one that does not take an option, or an option that names files.
     """
+    _check_options(options)
     from torchvision import models  # here, for importing it takes seconds that others need not pay
 
     known = models.list_models(module=models)
@@ -39,6 +47,12 @@ def torchvision_model(name: str, task: Task, options: Mapping[str, Any]) -> nn.M
         raise _unknown_model("torchvision", name, known)
     with blaming(f"torchvision's {name} cannot be made"):
         return models.get_model(name, num_classes=task.classes, **options)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    for name in options:
+        if name in _FILES:
+            raise BadInput(f"{name!r} cannot be an option of a model: it names weights or files, which are not read so")
 
 
 def _unknown_model(package: str, name: str, known: Sequence[str]) -> BadInput:

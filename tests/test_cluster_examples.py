@@ -117,7 +117,15 @@ def port() -> int:
         return int(found.getsockname()[1])
 
 
-def sbatch(folder: Path) -> "subprocess.Popen[str]":
+def commands(folder: Path, **texts: str) -> None:
+    """Put stand-ins where the script finds them first."""
+    (folder / "bin").mkdir()
+    for name, text in texts.items():
+        (folder / "bin" / name).write_text(text)
+        (folder / "bin" / name).chmod(0o755)
+
+
+def sbatch(folder: Path, **given: str) -> "subprocess.Popen[str]":
     """The script as Slurm would start it on two nodes, both this machine."""
     given = {
         "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -131,6 +139,7 @@ def sbatch(folder: Path) -> "subprocess.Popen[str]":
         "RAY_WORKER_SECONDS": "5",
         "RUNS": str(folder / "runs"),
         "REQUEUED": str(folder / "requeued"),
+        **given,
     }
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     command = ["bash", str(CLUSTER / "slurm.sh"), str(folder / "tiny.yaml"), "a"]
@@ -138,13 +147,27 @@ def sbatch(folder: Path) -> "subprocess.Popen[str]":
         return subprocess.Popen(command, env={**kept, **given}, stdout=log, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.parametrize(("code", "requeued"), [(0, False), (1, True)])
+def test_the_slurm_script_is_requeued_only_for_a_search_that_did_not_end_well(
+    tmp_path: Path, code: int, requeued: bool
+) -> None:
+    search = f"#!/bin/bash\ntrap 'exit {code}' TERM\ntouch {tmp_path}/begun\nwhile true; do sleep 0.05; done\n"
+    commands(tmp_path, srun=SRUN, scontrol=SCONTROL, dux=search, ray="#!/bin/bash\nexec sleep 100\n")
+    job = sbatch(tmp_path, RAY_HEAD_SECONDS="0", RAY_WORKER_SECONDS="0")
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "begun").exists():
+        assert job.poll() is None, (tmp_path / "log").read_text()
+        assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+        time.sleep(0.05)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(20) == code, (tmp_path / "log").read_text()
+    assert (tmp_path / "requeued").exists() == requeued
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(280)
 def test_the_slurm_script_is_requeued_and_goes_on(tmp_path: Path) -> None:
-    (tmp_path / "bin").mkdir()
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("dux", DUX.format(python=sys.executable))):
-        (tmp_path / "bin" / name).write_text(text)
-        (tmp_path / "bin" / name).chmod(0o755)
+    commands(tmp_path, srun=SRUN, scontrol=SCONTROL, dux=DUX.format(python=sys.executable))
     stage = {"name": "only", "trial": "distill", "epochs": 30, "trials": 2, "sampler": "random"}
     choices = {"depth1": [1], "depth2": [1], "depth3": [1], "width": [2, 3]}
     space = {"name": "resnet", "choices": choices}

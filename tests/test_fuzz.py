@@ -215,6 +215,10 @@ def test_what_can_be_read_is_refused_or_prepared(
 YAMLS = {
     "billion laughs": "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
+    "merge keys": "a0: &a0 {k: 1}\n" + "\n".join(
+        f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}" for i in range(1, 12)),
+    "one merge key": "a: &a {name: x}\n<<: *a",
+    "a number of many sixtieths": "seed: 1" + ":00" * 200_000,
     "an alias of itself": "a: &a {b: *a}",
     "deep": "a: " + "[" * 5000 + "]" * 5000,
     "deep mappings": "\n".join(" " * i + "a:" for i in range(500)),

@@ -21,7 +21,7 @@ import yaml
 import analysis
 import spaces
 from analysis.errors import BadInput as AnalysisBadInput
-from orchestrator import cli
+from orchestrator import cli, launch, show
 from orchestrator.recipe import Recipe
 from orchestrator.run_directory import Run, environment
 from spaces import Task, bounds, own
@@ -243,8 +243,30 @@ def test_a_link_out_of_a_run_is_refused_and_nothing_is_written_there(made: Path,
         target.write_text("precious")
     before = target.read_bytes()
     (made / name).symlink_to(target)
-    assert "leads out of the run's directory" in refusal(lambda: Run.open(made))
-    assert target.read_bytes() == before
+    for finished in (False, True):
+        assert "leads out of the run's directory" in refusal(lambda: Run.open(made))
+        assert "leads out of the run's directory" in refusal(lambda: launch.take_up(made, None, False))
+        assert target.read_bytes() == before
+        if not finished:  # a finished run is not run again, but what it has lost is written
+            with target.open("a") if name == "ledger.jsonl" else (made / "ledger.jsonl").open("a") as ledger:
+                ledger.write('{"event": "run_end", "time": 1.0, "seconds": 1.0}\n')
+            before = target.read_bytes()
+
+
+def test_a_run_is_not_started_from_where_links_lead_out(made: Path, folder: Path) -> None:
+    (made / "mine.py").unlink()
+    (made / "mine.py").symlink_to(folder / "evil.py")
+    recipe = Recipe.load("recipe.yaml")
+    assert "leads out of the run's directory" in refusal(
+        lambda: launch.launch(recipe, {}, Path("runs"), "b", None, False, origin=made)
+    )
+    assert not Path("canary").exists()
+
+
+def test_a_link_to_itself_is_refused(made: Path) -> None:
+    (made / "one").symlink_to("two")
+    (made / "two").symlink_to("one")
+    assert "leads out of the run's directory" in refusal(lambda: launch.take_up(made, None, False))
 
 
 def test_a_link_within_a_run_and_a_link_to_it_are_fine(made: Path) -> None:
@@ -339,6 +361,81 @@ def test_a_complaint_is_one_line_that_a_terminal_can_show(
     assert complaint.endswith("\n")
     assert complaint[:-1].isprintable()
     assert len(complaint) < 2_100
+
+
+ESCAPE = "\x1b]0;x\x07\u202e"
+
+
+def test_a_ledger_tells_a_terminal_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    about = {"stage": f"[/x]:smile:{ESCAPE}", "number": 0, "proposal": 0, "seed": 0, "control": False}
+    with Run.create(Recipe.parse(RAW), Path("[old]"), "a") as run:
+        run.ledger.append("teacher", name=f"[/y]{ESCAPE}", metrics={"valid_accuracy": ESCAPE}, flops=ESCAPE)
+        run.ledger.append("stage", index=1, trial="distill", **about)
+        run.ledger.append("trial", arch={f"[/z]{ESCAPE}": ESCAPE}, hash="a", **about)
+        run.ledger.append("report", epoch=1, seconds=None, metrics={"objective": 1.0, f"[/w]{ESCAPE}": 1.0}, **about)
+        run.ledger.append("end", status="failed", reason=f"[/v]{ESCAPE}", **about)
+    for command in ("status", "rank"):
+        code, out, complaint = dux(monkeypatch, capfd, command, "[old]/a")
+        assert (code, complaint) == (0, "")
+        assert [line for line in out.splitlines() if not line.isprintable()] == []
+    code, out, _ = dux(monkeypatch, capfd, "status", "[old]/a")
+    for text in ("[old]/a", "[/x]:smile:\\x1b", "teacher [/y]", "[/v]\\x1b"):
+        assert text in out
+    cli._present(analysis.load("[old]/a"))
+    assert "the run lies in [old]/a;" in capfd.readouterr().out
+
+
+def test_progress_tells_a_runs_address_as_it_is(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from orchestrator.progress import Progress
+
+    with Run.create(Recipe.parse(RAW), Path("[old]\x1b"), "a") as run, Progress(run, live=False):
+        pass
+    assert "run [old]\\x1b/a\n" in capfd.readouterr().err
+
+
+# Lines that no run writes; each follows the beginning of a run.
+CRAFTED: dict[str, list[dict[str, Any]]] = {
+    "kept nothing": [{"event": "kept"}, {"event": "run_end", "seconds": 1.0}],
+    "kept a text": [{"event": "kept", "files": "best"}, {"event": "run_end", "seconds": 1.0}],
+    "an end without stages": [{"event": "run_end", "seconds": 1.0}],
+    "a note of nothing": [{"event": "note"}],
+    "a note of a list": [{"event": "note", "stage": "final", "text": []}],
+    "taken from nothing": [{"event": "taken", "stage": "final", "trials": 0}],
+    "a huge number": [{"event": "stage", "stage": "final", "index": 10**30, "trial": "distill"}],
+    "a huge setting": [
+        {"event": "stage", "stage": "final", "index": 1, "trial": "distill"},
+        {"event": "trial", "stage": "final", "number": 0, "proposal": 0, "seed": 0, "control": False, "arch": {},
+         "hash": "a", "params": {"x": 10**30}},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CRAFTED)
+def test_a_crafted_ledger_is_refused_or_shown(folder: Path, name: str) -> None:
+    with Run.create(Recipe.parse(RAW), Path("runs"), "a") as run:
+        for event in CRAFTED[name]:
+            run.ledger.append(**event)
+    with contextlib.suppress(BadInput, AnalysisBadInput):
+        show.console().print(show.status(analysis.load("runs/a"), None))
+    assert "ledger" in refusal(lambda: launch.take_up(Path("runs/a"), None, False))
+
+
+def test_a_finished_run_without_stages_is_shown(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with Run.create(Recipe.parse(RAW), Path("runs"), "a") as run:
+        run.ledger.append("kept", files={})
+        run.ledger.append("run_end", seconds=1.0)
+    cli._present(launch.take_up(Path("runs/a"), None, False))
+    assert "no student has finished" in capfd.readouterr().out
+
+
+def test_a_recipe_in_the_ledger_that_is_none_is_refused(made: Path) -> None:
+    ledger = made / "ledger.jsonl"
+    event = json.loads(ledger.read_text())
+    ledger.write_text(json.dumps({**event, "resolved": "a text"}) + "\n")
+    (made / "recipe.yaml").unlink()
+    assert "has 'resolved' of type str" in refusal(lambda: launch.take_up(made, None, False))
 
 
 ABSURD = [

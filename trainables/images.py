@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -80,9 +81,15 @@ def square(image: Image.Image, size: int | None) -> np.ndarray:
 
 
 def stack(pixels: Iterable[tuple[str, np.ndarray]], count: int) -> np.ndarray:
-    """uint8 [N, C, S, S] of `count` images [C, S, S] with their places; RGB unless all are grey."""
-    images = np.empty((0, 1, 1, 1), np.uint8)
+    """uint8 [N, C, S, S] of `count` images [C, S, S] with their places; RGB unless all are grey.
+
+    Raises:
+        BadInput: there are more or fewer, they differ in size, or the memory does not hold them.
+    """
+    images, row, where = np.empty((0, 1, 1, 1), np.uint8), -1, "none"
     for row, (where, image) in enumerate(pixels):
+        if row == count:
+            raise BadInput(f"{where}: there are more images than the {count:,} that are told of")
         if row == 0:
             _check_room(count, image, where)
             images = np.empty((count, *image.shape), np.uint8)
@@ -91,6 +98,8 @@ def stack(pixels: Iterable[tuple[str, np.ndarray]], count: int) -> np.ndarray:
         if len(image) > images.shape[1]:
             images = np.repeat(images, 3, axis=1)
         images[row] = image
+    if row + 1 < count:
+        raise BadInput(f"there are {row + 1:,} images, not the {count:,} that are told of; the last is {where}")
     return images
 
 
@@ -103,7 +112,13 @@ def _check_room(count: int, image: np.ndarray, where: str) -> None:
 
 
 def stamp(file: Path) -> list[Any]:
-    status = file.stat()
+    """What changes when a file does. Raises `BadInput` for what is none: to read a pipe would take for ever."""
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise BadInput(f"{file}: cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise BadInput(f"{file}: is no file")
     return [str(file.resolve()), status.st_size, status.st_mtime_ns]
 
 

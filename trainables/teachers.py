@@ -125,7 +125,7 @@ def load_weights(member: Member, path: str | Path) -> None:
 
 
 def save_weights(member: Member, path: str | Path) -> None:
-    """Write a network's weights to a safetensors file, which is there as a whole or not at all.
+    """Write a network's weights, and their hash, to a safetensors file, which is there as a whole or not at all.
 
     Raises:
         BadInput: the file cannot be written.
@@ -133,7 +133,7 @@ def save_weights(member: Member, path: str | Path) -> None:
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in member.net.state_dict().items()}
     try:
         with replacing(Path(path).expanduser()) as temporary:
-            save_file(state, temporary)
+            save_file(state, temporary, {"hash": weights_hash(member)})
     except (OSError, SafetensorError) as error:
         raise BadInput(f"cannot write {path}: {one_line(error)}") from error
 

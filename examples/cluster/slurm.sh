@@ -24,7 +24,8 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$runs/.ray-token-$SLURM_JOB_ID"
 mkdir -p "$runs"
 (umask 077 && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$RAY_AUTH_TOKEN_PATH")
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${hosts%%$'\n'*}  # not by `| head -n 1`, which can end scontrol, and with it this script, by SIGPIPE
 address=$(srun --nodes=1 --ntasks=1 -w "$head" hostname --ip-address | awk '{print $1}')
 
 srun --nodes=1 --ntasks=1 --overlap -w "$head" \
@@ -48,7 +49,8 @@ trap 'requeue=yes; kill -TERM "$search"' TERM
 code=0
 wait "$search" || code=$?
 if [[ $requeue == yes ]]; then
-  wait "$search" || code=$?  # the trap cut the first wait short
+  code=0  # of the first wait, which the trap cut short
+  wait "$search" || code=$?
 fi
 kill "${nodes[@]}" || true
 wait "${nodes[@]}" || true

@@ -121,7 +121,7 @@ def test_pause_before_a_resumption_is_no_run_time(new_run: Callable[..., Any]) -
     run.trial("short", 0)
     run.report("short", 0, 1, 0.5)  # 4 s
     run.add("resume", time=1_700_009_000.0)
-    run.add("note", time=1_700_009_007.0, text="unknown events are ignored")
+    run.add("remark", time=1_700_009_007.0, text="unknown events are ignored")
     assert analysis.load(run.path).seconds == 4 + 7
     run.add("run_end", time=1_700_009_008.0, seconds=8.5)
     assert analysis.load(run.path).seconds == 4 + 8.5
@@ -193,6 +193,32 @@ def test_a_value_of_another_type_is_refused(new_run: Callable[..., Any]) -> None
     run.stage("short", 1)
     run.trial("short", 0, seed="zero")
     with pytest.raises(BadInput, match="the event 'trial' has 'seed' of type str"):
+        analysis.load(run.path)
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        ({"event": "kept"}, "the event 'kept' lacks 'files'"),
+        ({"event": "kept", "files": ["a"]}, "the event 'kept' has 'files' of type list"),
+        ({"event": "note", "stage": "short"}, "the event 'note' lacks 'text'"),
+        ({"event": "taken", "stage": "short", "first": 1}, "the event 'taken' has 'first' of type int"),
+        ({"event": "teacher", "name": "a", "sha256": 1}, "the event 'teacher' has 'sha256' of type int"),
+        ({"event": "stage", "stage": "a", "index": 10**30, "trial": "score"}, "has 'index' beyond 64 bits"),
+    ],
+)
+def test_an_event_that_no_run_writes(new_run: Callable[..., Any], event: dict[str, Any], message: str) -> None:
+    run = new_run()
+    run.add(**event)
+    with pytest.raises(BadInput, match=message):
+        analysis.load(run.path)
+
+
+def test_numbers_beyond_a_column_are_refused(new_run: Callable[..., Any]) -> None:
+    run = new_run()
+    run.stage("short", 1)
+    run.trial("short", 0, params={"batch_size": 10**30})
+    with pytest.raises(BadInput, match=r"the ledger's set\.batch_size does not fit Int64"):
         analysis.load(run.path)
 
 

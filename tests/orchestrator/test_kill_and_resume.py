@@ -66,6 +66,10 @@ def better(event: dict[str, Any]) -> list[dict[str, Any]]:
     return [{**event, "metrics": {**event["metrics"], "objective": event["metrics"]["objective"] + 1e-12}}]
 
 
+def deeper(event: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{**event, "arch": {**event["arch"], "depth1": 3 - event["arch"]["depth1"]}}]
+
+
 def turned(event: dict[str, Any]) -> list[dict[str, Any]]:
     return [{**event, "proposals": event["proposals"][::-1]}]
 
@@ -89,8 +93,7 @@ def test_the_judge_finds_what_differs(
 def test_the_judge_finds_decisions_that_do_not_follow(whole: Path, tmp_path: Path) -> None:
     assert soak.not_implied(whole) == []
     assert soak.not_implied(changed(whole, tmp_path / "a", "short", "keep", turned))[0] == "short: who was kept"
-    halved = changed(whole, tmp_path / "b", "short", "trial", lambda event: [{**event, "arch": {"width": 5}}])
-    assert "short: proposal 0" in soak.not_implied(halved)
+    assert "short: proposal 0" in soak.not_implied(changed(whole, tmp_path / "b", "short", "trial", deeper))
 
 
 def changed(

@@ -1,93 +1,26 @@
-"""A run in an object store: what is brought there, when it is taken up, by whom, and what is refused. Without Ray."""
+"""A run in an object store: what is brought there, when it is taken up, and what is refused. Without Ray."""
 
-import json
 import os
+import shlex
 import shutil
 import socket
+import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from object_store import BUCKET, ObjectStore, serving
+from mirrored_runs import begun, elsewhere, enter, made, note, notes, prefix_of, refused, there
 
 import analysis
-from analysis.remote import Address, exists, place
+from analysis.remote import exists, opened, place
 from orchestrator import mirror as mirrors
 from orchestrator.addresses import address_of, working_directory
-from orchestrator.mirror import LEASE, Mirror, mirrored
-from orchestrator.recipe import Recipe
+from orchestrator.mirror import Mirror, mirrored
 from orchestrator.run_directory import Run, RunFailed, check_new, check_run
-from spaces.errors import BadInput
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[ObjectStore]:
-    with serving() as server:
-        yield server
-
-
-@pytest.fixture
-def where(s3, tmp_path, monkeypatch) -> Iterator[Address]:
-    """The address of a run that is not there, for a machine with an empty cache."""
-    monkeypatch.setenv("DUX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(mirrors, "HASTE", 0.6)
-    yield place(f"s3://{BUCKET}/{tmp_path.name}/runs") / "a"
-    s3.fails = lambda environ: None
-
-
-@pytest.fixture(scope="module")
-def recipe() -> Recipe:
-    return Recipe.load("quickstart", {"stages.short.epochs": 2})
-
-
-def begun(where: Address, recipe: Recipe) -> Path:
-    """A run that has been begun, brought over and let go."""
-    folder = working_directory(where)
-    Run.create(recipe, folder.parent, folder.name).close()
-    with mirrored(where, new=True):
-        pass
-    return folder
-
-
-def elsewhere(monkeypatch, tmp_path, name="other") -> None:
-    """From here on this is another machine: its cache is empty."""
-    monkeypatch.setenv("DUX_CACHE", str(tmp_path / name))
-
-
-def note(folder: Path, *texts: str) -> None:
-    with Run(folder) as run:
-        for text in texts:
-            run.ledger.append("note", stage="score", text=text)
-
-
-def notes(folder: Path | Address) -> list[str]:
-    return [event["text"] for event in analysis.events(folder) if event["event"] == "note"]
-
-
-def refused(action) -> str:
-    with pytest.raises((BadInput, analysis.BadInput)) as caught:
-        action()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def enter(where, **how) -> None:
-    with mirrored(where, **how):
-        pass
-
-
-def there(s3: ObjectStore, where: Address) -> set[str]:
-    prefix = f"{where.partition('://')[2].partition('/')[2]}/"
-    return {key.removeprefix(prefix) for key in s3.keys(prefix) if not key.endswith("/")}
-
-
-def prefix_of(where: Address) -> str:
-    return where.partition("://")[2].partition("/")[2]
-
-
-def test_a_run_is_brought_over_and_let_go(s3, where, recipe):
-    folder = begun(where, recipe)
+def test_a_run_is_brought_over_and_let_go(s3, where, quickstart):
+    folder = begun(where, quickstart)
     assert there(s3, where) == {"recipe.yaml", "environment.json", "ledger/000000000000.jsonl"}
     assert s3.get(f"{prefix_of(where)}/ledger/000000000000.jsonl") == (folder / "ledger.jsonl").read_bytes()
     assert address_of(folder) == where
@@ -96,9 +29,9 @@ def test_a_run_is_brought_over_and_let_go(s3, where, recipe):
     check_run(where)
 
 
-def test_what_is_new_goes_over_as_the_run_goes(s3, where, recipe, monkeypatch):
+def test_what_is_new_goes_over_as_the_run_goes(s3, where, quickstart, monkeypatch):
     monkeypatch.setattr(mirrors, "EVERY", 0.05)
-    folder = begun(where, recipe)
+    folder = begun(where, quickstart)
     with mirrored(where) as (path, mirror), Run(path) as run:
         mirror.serve(run)
         run.ledger.append("note", stage="score", text="new")
@@ -122,9 +55,9 @@ def test_what_is_new_goes_over_as_the_run_goes(s3, where, recipe, monkeypatch):
         assert len(s3.requests) == before  # nothing is new
 
 
-def test_the_ledger_goes_in_parts(s3, where, recipe, monkeypatch, tmp_path):
+def test_the_ledger_goes_in_parts(s3, where, quickstart, monkeypatch, tmp_path):
     monkeypatch.setattr(mirrors, "PART", 500)
-    folder = begun(where, recipe)
+    folder = begun(where, quickstart)
     sent = 0
     with mirrored(where) as (_, mirror):
         for number in range(30):
@@ -145,8 +78,8 @@ def test_the_ledger_goes_in_parts(s3, where, recipe, monkeypatch, tmp_path):
     assert notes(where) == [*notes(folder), "further"]
 
 
-def test_a_line_that_is_being_written_stays_behind(s3, where, recipe):
-    folder = begun(where, recipe)
+def test_a_line_that_is_being_written_stays_behind(s3, where, quickstart):
+    folder = begun(where, quickstart)
     with mirrored(where) as (_, mirror):
         with open(folder / "ledger.jsonl", "ab") as file:
             file.write(b'{"event": "no')
@@ -154,8 +87,8 @@ def test_a_line_that_is_being_written_stays_behind(s3, where, recipe):
         assert s3.get(f"{prefix_of(where)}/ledger/000000000000.jsonl").endswith(b"}\n")
 
 
-def test_a_run_goes_on_elsewhere_with_all_its_files(s3, where, recipe, monkeypatch, tmp_path):
-    folder = begun(where, recipe)
+def test_a_run_goes_on_elsewhere_with_all_its_files(s3, where, quickstart, monkeypatch, tmp_path):
+    folder = begun(where, quickstart)
     with mirrored(where):
         note(folder, "here")
         (folder / "teacher.safetensors").write_bytes(b"weights")
@@ -172,18 +105,18 @@ def test_a_run_goes_on_elsewhere_with_all_its_files(s3, where, recipe, monkeypat
             assert run.store.root == where
 
 
-def test_the_directory_that_is_ahead_of_the_store_is_right(s3, where, recipe):
-    folder = begun(where, recipe)
+def test_the_directory_that_is_ahead_of_the_store_is_right(s3, where, quickstart):
+    folder = begun(where, quickstart)
     note(folder, "not brought over: killed before")
-    (folder / "recipe.yaml").write_text(recipe.to_yaml() + "# mended\n...\n")
+    (folder / "recipe.yaml").write_text(quickstart.to_yaml() + "# mended\n...\n")
     assert notes(where) == []
     enter(where)
     assert notes(where) == notes(folder) == ["not brought over: killed before"]
     assert b"# mended" in s3.get(f"{prefix_of(where)}/recipe.yaml")
 
 
-def test_the_store_that_is_ahead_of_the_directory_is_right(where, recipe, monkeypatch, tmp_path):
-    folder = begun(where, recipe)
+def test_the_store_that_is_ahead_of_the_directory_is_right(where, quickstart, monkeypatch, tmp_path):
+    folder = begun(where, quickstart)
     elsewhere(monkeypatch, tmp_path)
     with mirrored(where) as (path, _):
         note(path, "elsewhere")
@@ -194,8 +127,58 @@ def test_the_store_that_is_ahead_of_the_directory_is_right(where, recipe, monkey
     assert (folder / "teacher.safetensors").read_bytes() == b"elsewhere"
 
 
-def test_two_that_went_on_apart_are_refused_and_left_as_they_are(s3, where, recipe, monkeypatch, tmp_path):
-    folder = begun(where, recipe)
+def test_a_ledger_that_is_cut_by_hand_is_cut_in_the_store(s3, where, quickstart, monkeypatch, tmp_path):
+    monkeypatch.setattr(mirrors, "PART", 500)
+    folder = begun(where, quickstart)
+    with mirrored(where) as (_, mirror):
+        for number in range(30):
+            note(folder, str(number))
+            mirror.sync()
+    ledger = folder / "ledger.jsonl"
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    # In the middle of a part, between two parts, and within the first one.
+    sizes = [int(name[7:19]) for name in there(s3, where) if name.startswith("ledger/") and int(name[7:19])]
+    between = next(count for count in range(20, 1, -1) if len(b"".join(lines[:count])) in sizes)
+    for kept in (25, between, 2):
+        ledger.write_bytes(b"".join(lines[:kept]))
+        enter(where)
+        assert ledger.read_bytes() == b"".join(lines[:kept])
+        assert notes(where) == notes(folder)
+    with mirrored(where):
+        note(folder, "after the cut")
+    stored = {name for name in there(s3, where) if name.startswith("ledger/")}
+    assert len(stored) == 1 + (len(b"".join(lines[:2])) >= 500)
+    elsewhere(monkeypatch, tmp_path)
+    with mirrored(where) as (path, _):
+        assert (path / "ledger.jsonl").read_bytes() == ledger.read_bytes()
+
+
+def test_a_directory_that_lags_behind_another_machine_is_not_taken_for_cut(where, quickstart, monkeypatch, tmp_path):
+    folder = begun(where, quickstart)
+    with mirrored(where):
+        note(folder, "1", "2")
+    elsewhere(monkeypatch, tmp_path)
+    with mirrored(where) as (path, _):
+        note(path, "3")
+    elsewhere(monkeypatch, tmp_path, "cache")
+    note(folder)
+    ledger = folder / "ledger.jsonl"
+    ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:-1]))
+    enter(where)
+    assert notes(folder) == ["1", "2", "3"]
+
+
+def test_a_broken_ledger_says_how_to_go_on_where_it_lies(where, quickstart, monkeypatch, tmp_path):
+    folder = begun(where, quickstart)
+    with mirrored(where), (folder / "ledger.jsonl").open("ab") as file:
+        file.write(b"broken\n")
+    assert f"computed again: dux resume {where} brings it here and says what to type" in refused(lambda: notes(where))
+    enter(where)
+    assert f"sed -i '2,$d' {folder}/ledger.jsonl; dux resume {folder}" in refused(lambda: notes(folder))
+
+
+def test_two_that_went_on_apart_are_refused_and_left_as_they_are(s3, where, quickstart, monkeypatch, tmp_path):
+    folder = begun(where, quickstart)
     note(folder, "here")
     elsewhere(monkeypatch, tmp_path)
     with mirrored(where) as (path, _):
@@ -212,66 +195,9 @@ def test_two_that_went_on_apart_are_refused_and_left_as_they_are(s3, where, reci
     assert notes(folder) == ["there"]
 
 
-def test_a_run_is_held_by_one_machine(s3, where, recipe, monkeypatch, tmp_path):
-    begun(where, recipe)
-    with mirrored(where) as (path, _):
-        elsewhere(monkeypatch, tmp_path)
-        text = refused(lambda: enter(where))
-        assert f"held by process {os.getpid()} on " in text
-        assert not (working_directory(where) / "ledger.jsonl").exists()
-        elsewhere(monkeypatch, tmp_path, "cache")
-        assert "held by another process of this machine" in refused(lambda: enter(where))
-        assert mirrors.lease(where) is not None  # the refused have not taken it away
-        assert notes(path) == []
-    enter(where)
-
-
-def held_since(s3: ObjectStore, where: Address, seconds: float) -> None:
-    """A lease that a killed process of another machine has left."""
-    text = json.dumps({"host": "far", "pid": 7, "time": time.time() - seconds, "token": "another"})
-    s3.put(f"{prefix_of(where)}/{LEASE}", text.encode())
-
-
-def test_a_lease_that_has_expired_is_taken_over(s3, where, recipe):
-    begun(where, recipe)
-    held_since(s3, where, 20)
-    assert "held by process 7 on far" in refused(lambda: enter(where))
-    assert "try again in 40 s" in refused(lambda: enter(where))
-    held_since(s3, where, 61)
-    assert mirrors.held(where) is None
-    enter(where)
-
-
-def test_a_killed_process_of_this_directory_need_not_be_waited_for(where, recipe):
-    folder = begun(where, recipe)
-    mirror = Mirror(folder, where)
-    mirror.hold()
-    mirror._own.close()  # which is all that the system does for a process that is killed
-    assert mirrors.lease(where) is not None
-    enter(where)
-    assert mirrors.lease(where) is None
-
-
-def test_a_run_that_was_taken_over_ends(s3, where, recipe, monkeypatch):
+def test_a_store_that_stays_away_ends_the_run_and_nothing_is_lost(s3, where, quickstart, monkeypatch):
     monkeypatch.setattr(mirrors, "EVERY", 0.05)
-    monkeypatch.setattr(mirrors, "RENEW", 0.0)
-    folder = begun(where, recipe)
-    with mirrored(where) as (path, mirror), Run(path) as run:
-        mirror.serve(run)
-        until = time.monotonic() + 20
-        while run.ledger.failure is None:
-            held_since(s3, where, 0)  # again and again: it may come between this one's looking and writing
-            assert time.monotonic() < until
-            time.sleep(0.02)
-        with pytest.raises(OSError, match="process 7 on far has taken the run over"):
-            run.ledger.append("note", stage="score", text="too late")
-    assert notes(folder) == []
-    assert json.loads(s3.get(f"{prefix_of(where)}/{LEASE}"))["token"] == "another"  # it is theirs now
-
-
-def test_a_store_that_stays_away_ends_the_run_and_nothing_is_lost(s3, where, recipe, monkeypatch):
-    monkeypatch.setattr(mirrors, "EVERY", 0.05)
-    folder = begun(where, recipe)
+    folder = begun(where, quickstart)
     with mirrored(where) as (path, mirror), Run(path) as run:
         mirror._store = mirror._hastily()
         mirror.serve(run)
@@ -288,8 +214,39 @@ def test_a_store_that_stays_away_ends_the_run_and_nothing_is_lost(s3, where, rec
     assert notes(where) == ["kept here"]
 
 
-def test_what_the_ledger_still_needs_is_removed_later(s3, where, recipe, monkeypatch):
-    folder = begun(where, recipe)
+def test_files_that_vanish_while_they_are_listed_are_no_failure(where, quickstart):
+    folder = made(where, quickstart)
+    mirror = Mirror(folder, where)
+    for _ in range(10):
+        for number in range(12):
+            inner = folder / "origin" / str(number)
+            inner.mkdir(parents=True)
+            for file in range(10):
+                (inner / str(file)).touch()
+        removal = threading.Thread(target=shutil.rmtree, args=(folder / "origin",))
+        removal.start()
+        while removal.is_alive():
+            list(mirror._files())
+        removal.join()
+    assert [name for name, _ in mirror._files()] == ["environment.json", "recipe.yaml"]
+
+
+def test_a_mistake_of_our_own_in_the_mirror_ends_the_run(where, quickstart, monkeypatch):
+    monkeypatch.setattr(mirrors, "EVERY", 0.05)
+    begun(where, quickstart)
+    with mirrored(where) as (path, mirror), Run(path) as run, monkeypatch.context() as patched:
+        patched.setattr(mirror, "_files", lambda: {}["missing"])
+        mirror.serve(run)
+        until = time.monotonic() + 10
+        while run.ledger.failure is None:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        with pytest.raises(OSError, match="the mirror failed: KeyError: 'missing'"):
+            run.ledger.append("note", stage="score", text="too late")
+
+
+def test_what_the_ledger_still_needs_is_removed_later(s3, where, quickstart, monkeypatch):
+    folder = begun(where, quickstart)
     prefix = prefix_of(where)
     s3.put(f"{prefix}/stages/01-score/checkpoints/00001.pt", b"checkpoint")
     with mirrored(where) as (_, mirror):
@@ -304,15 +261,14 @@ def test_what_the_ledger_still_needs_is_removed_later(s3, where, recipe, monkeyp
         assert "stages/01-score/checkpoints/00001.pt" not in there(s3, where)
 
 
-def test_where_nothing_can_be_written_nothing_is_half_made(s3, where, recipe):
-    folder = working_directory(where)
-    Run.create(recipe, folder.parent, folder.name).close()
+def test_where_nothing_can_be_written_nothing_is_half_made(s3, where, quickstart):
+    folder = made(where, quickstart)
     s3.fails = lambda environ: "403 AccessDenied" if environ["REQUEST_METHOD"] == "PUT" else None
     text = refused(lambda: enter(where, new=True))
     assert "refuses access" in text
     assert not folder.exists()
     assert there(s3, where) == set()
-    Run.create(recipe, folder.parent, folder.name).close()
+    made(where, quickstart)
     s3.fails = lambda environ: "403 AccessDenied" if "/ledger/" in environ["PATH_INFO"] else None
     refused(lambda: enter(where, new=True))
     assert not folder.exists()
@@ -320,15 +276,33 @@ def test_where_nothing_can_be_written_nothing_is_half_made(s3, where, recipe):
     assert there(s3, where) == set()
 
 
-def test_what_is_to_be_typed_names_the_address(where, recipe):
-    folder = begun(where, recipe)
+def test_what_others_have_put_there_is_not_taken_back(s3, where, quickstart):
+    made(where, quickstart)
+    s3.put(f"{prefix_of(where)}/notes.txt", b"ours")
+    s3.fails = lambda environ: "403 AccessDenied" if "/ledger/" in environ["PATH_INFO"] else None
+    refused(lambda: enter(where, new=True))
+    s3.fails = lambda environ: None
+    assert there(s3, where) == {"notes.txt"}
+
+
+def test_what_is_to_be_typed_names_the_address(where, quickstart):
+    folder = begun(where, quickstart)
     with pytest.raises(RunFailed) as caught, mirrored(folder):
         raise RunFailed(f"interrupted; go on with it: dux resume {folder}")
     assert str(caught.value) == f"interrupted; go on with it: dux resume {where}"
 
 
-def test_a_copy_of_a_working_directory_is_no_run(where, recipe, tmp_path):
-    folder = begun(where, recipe)
+def test_what_is_to_be_typed_is_quoted_for_the_shell(where, quickstart, s3):
+    options = f"endpoint_override={s3.endpoint.partition('://')[2]}&scheme=http"
+    address = place(f"{where}?{options}")
+    folder = begun(address, quickstart)
+    with pytest.raises(RunFailed) as caught, mirrored(address):
+        raise RunFailed(f"interrupted; go on with it: dux resume {shlex.quote(str(folder))}")
+    assert str(caught.value) == f"interrupted; go on with it: dux resume '{where}?{options}'"
+
+
+def test_a_copy_of_a_working_directory_is_no_run(where, quickstart, tmp_path):
+    folder = begun(where, quickstart)
     shutil.copytree(folder, tmp_path / "copy")
     assert f"the working directory of {where}" in refused(lambda: enter(tmp_path / "copy"))
 
@@ -341,6 +315,9 @@ def test_a_copy_of_a_working_directory_is_no_run(where, recipe, tmp_path):
         ("s3://", "names no folder in a bucket"),
         ("s3://bucket/../other", "names no folder in a bucket"),
         ("s3://bucket/runs?endpoint=x", "did you mean 'endpoint_override'?"),
+        ("abfs://c@a.dfs.core.windows.net/runs?client_secret=x", "unknown option of abfs:// addresses 'client_secret'"),
+        ("gs://bucket/runs?access_token=x", "unknown option of gs:// addresses 'access_token'"),
+        ("gs://bucket/runs?access_token", "unknown option of gs:// addresses 'access_token'"),
         ("s3://nowhere-at-all/runs", "s3://nowhere-at-all/runs/a: the bucket does not exist"),
     ],
 )
@@ -349,7 +326,12 @@ def test_an_address_that_cannot_be_is_one_line(s3, text, said):
 
 
 def test_an_address_with_credentials_is_refused_and_not_repeated():
-    for text in ("s3://AKIAKEY:SECRETWORD@bucket/runs", "s3://AKIAKEY@bucket/runs", "gs://me:SECRETWORD@bucket/runs"):
+    for text in (
+        "s3://AKIAKEY:SECRETWORD@bucket/runs",
+        "s3://AKIAKEY@bucket/runs",
+        "gs://me:SECRETWORD@bucket/runs",
+        "s3://bucket/runs?endpoint_override=https://AKIAKEY:SECRETWORD@host",
+    ):
         said = refused(lambda text=text: place(text))
         assert "holds no credentials" in said
         assert "SECRETWORD" not in said
@@ -386,3 +368,23 @@ def test_wrong_credentials_are_one_line(s3, where):
     s3.fails = lambda environ: "403 InvalidAccessKeyId"
     assert "set its credentials in the environment" in refused(lambda: check_run(where))
     assert "set its credentials in the environment" in refused(lambda: analysis.load(where))
+
+
+def test_keys_that_may_not_look_at_the_bucket_begin_a_run(s3, where, quickstart):
+    bucket = f"/{where.partition('://')[2].partition('/')[0]}"
+    s3.fails = lambda environ: (
+        "403 AccessDenied"
+        if environ["REQUEST_METHOD"] == "HEAD" and environ["PATH_INFO"].rstrip("/") == bucket
+        else None
+    )
+    assert not exists(where, "recipe.yaml")
+    begun(where, quickstart)
+    assert exists(where, "recipe.yaml")
+
+
+def test_a_store_is_opened_once_and_anew_where_the_environment_has_changed(s3, where, monkeypatch):
+    first, path = opened(where / "b")
+    assert path.endswith("/runs/a/b")
+    assert opened(where)[0] is first
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "another")
+    assert opened(where)[0] is not first

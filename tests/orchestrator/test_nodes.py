@@ -2,13 +2,18 @@
 
 import socket
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from orchestrator import nodes
+from orchestrator.disk import sweep
 from orchestrator.nodes import Answer, check_address, complaints, held
 from orchestrator.run_directory import RunFailed
 from orchestrator.specs import Resources
 from spaces import BadInput
+from trainables.store import Store
 
 
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://127.0.0.1:8265"])
@@ -65,3 +70,25 @@ def test_a_node_that_differs_is_named_with_what_differs() -> None:
         "node old has torch 2.8.0 (here 2.9.0), Python 3.12 (here 3.11)",
         "node blind does not see /shared/a",
     ]
+
+
+def test_what_a_killed_driver_asked_its_nodes_is_swept_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, asked = tmp_path / "run", []
+
+    def killed(store: Store, token: str, found: list[str]) -> None:
+        for node in found:
+            asked.append(nodes._look(store, token, node))
+        raise KeyboardInterrupt
+
+    about = {"NodeManagerHostname": "host", "NodeManagerAddress": "127.0.0.1", "Alive": True}
+    monkeypatch.setattr(nodes.ray, "nodes", lambda: [{**about, "NodeID": name * 56} for name in "ab"])
+    monkeypatch.setattr(nodes, "_asked", killed)
+    run.mkdir()
+    store = Store(str(run))
+    monkeypatch.setattr(Store, "remove", lambda store, name: None)  # as if the kill came before
+    with pytest.raises(KeyboardInterrupt):
+        nodes.check_nodes(SimpleNamespace(store=store, address=run))
+    assert [answer.problem for answer in asked] == [None, None]
+    assert len(list(run.iterdir())) == 3
+    sweep(run)
+    assert list(run.iterdir()) == []

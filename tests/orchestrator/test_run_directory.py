@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.disk import disk_use
 from orchestrator.recipe import Recipe
 from orchestrator.run_directory import PACKAGES, Run, check_run, holder
 from spaces.errors import BadInput
@@ -118,6 +119,9 @@ def test_a_run_is_held_by_one_at_a_time(tmp_path, recipe):
     with Run.create(recipe, tmp_path, "a"):
         assert f"{path} is held by another process ({os.getpid()})" in refused(lambda: Run.open(path))
         assert holder(path) == os.getpid()
+        (path / "lock").write_bytes(b"abc\xff")
+        assert holder(path) == 0  # held, by whom the lock does not tell
+        assert "is held by another process" in refused(lambda: Run.open(path))
     assert holder(path) is None
     Run.open(path).close()
 
@@ -164,3 +168,30 @@ def test_a_note_is_taken_once_of_each_stage(tmp_path):
         for stage in (*run.recipe.stages[:2], *run.recipe.stages[:2]):
             run.note(stage.name, "the same")
         assert [event["stage"] for event in run.events() if event["event"] == "note"] == ["score", "short"]
+
+
+def test_a_recipe_is_kept_in_utf8_whatever_the_locale(tmp_path):
+    code = f"""
+from pathlib import Path
+from orchestrator.recipe import Recipe
+from orchestrator.run_directory import Run
+Run.create(Recipe.load("quickstart", {{"task.path": "/daten/\\u00e4\\u4e00"}}), Path({str(tmp_path)!r}), "a").close()
+Run.open(Path({str(tmp_path)!r}) / "a").close()
+"""
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=plain, check=True)
+    assert "ä一" in (tmp_path / "a" / "recipe.yaml").read_text(encoding="utf-8")
+
+
+def test_what_may_not_be_looked_at_is_not_counted(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_text("x" * 10)
+    (tmp_path / "hidden").mkdir()
+    scan = os.scandir
+
+    def refusing(folder):
+        if folder.endswith("hidden"):
+            raise PermissionError(13, "Permission denied", folder)
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert disk_use(tmp_path) == {"ledger": 10}

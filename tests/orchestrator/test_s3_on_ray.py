@@ -72,7 +72,7 @@ def runs(ray_local: None, s3: ObjectStore, tmp_path_factory: pytest.TempPathFact
     killed_in_the_last_stage(s3, base / "tiny.yaml", base / "first")
     before = analysis.load(s3.address("a"))
     shutil.rmtree(base / "first" / "runs")
-    s3.client.delete_object(Bucket=BUCKET, Key=f"runs/a/{LEASE}")  # instead of waiting for a minute
+    s3.client.delete_object(Bucket=BUCKET, Key=f"runs/a/{LEASE}")  # instead of waiting until it expires
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("DUX_CACHE", str(base / "second"))
         resumed = orchestrator.resume(s3.address("a"), progress=False)

@@ -213,7 +213,7 @@ def test_a_student_that_cannot_be_built_is_told_and_the_others_are_scored(
             assert said.err.count("\n") == 1
         else:
             assert "nwot: no value for 6 of 6: NotComputable: " in said.out
-    assert len(pd.read_parquet(run / "scores.parquet")) == 5
+    assert len(pd.read_parquet(run / "scores.parquet")) == 6  # one of them with its reason
 
 
 def test_a_teacher_that_vanishes_before_it_is_loaded_is_one_line(ray_local, tmp_path) -> None:

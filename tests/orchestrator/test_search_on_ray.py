@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -122,25 +120,6 @@ def test_a_finished_run_is_not_run_again(finished: analysis.Results) -> None:
     again = orchestrator.resume(finished.path, progress=False)
     assert again.finished
     assert (finished.path / "ledger.jsonl").read_bytes() == before
-
-
-def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
-    with log.open("ab") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.cli", *command], stdout=file, stderr=subprocess.STDOUT
-        )
-
-
-def lines(ledger: Path) -> int:
-    return ledger.read_bytes().count(b"\n") if ledger.exists() else 0
-
-
-def wait_for_lines(process: subprocess.Popen[bytes], ledger: Path, count: int, log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while lines(ledger) < count:
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.01)
 
 
 def test_a_lost_worker_costs_nothing_but_its_epoch(ray_local: None, tmp_path: Path) -> None:

@@ -3,10 +3,15 @@
 import importlib.metadata
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import aiohttp
 import pytest
+from ray.exceptions import AuthenticationError
 
+import analysis
 from orchestrator.launch import launch
 from orchestrator.recipe import Recipe
 from orchestrator.run_directory import Run, RunFailed
@@ -109,3 +114,66 @@ def test_or_resume_needs_a_name_and_a_run(tmp_path: Path) -> None:
     (tmp_path / "runs" / "a").mkdir(parents=True)
     with pytest.raises(BadInput, match=r"is no run's directory"):
         launch(tiny(tmp_path), {}, tmp_path / "runs", "a", None, False, or_resume=True)
+
+
+@pytest.mark.parametrize("storage", ["s3://AKIAKEY:SECRETWORD@bucket/runs", "gs://bucket/runs?access_token=SECRETWORD"])
+def test_credentials_in_the_storages_address_are_not_sent(
+    tmp_path: Path, storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.submit._client", lambda address: pytest.fail("asked the cluster"))
+    with pytest.raises((BadInput, analysis.BadInput)) as caught:
+        submit(tiny(tmp_path), "a", storage, "http://127.0.0.1:9")
+    assert "SECRETWORD" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (aiohttp.ServerDisconnectedError(), "Server disconnected"),
+        (aiohttp.ClientPayloadError("cut off"), "cut off"),
+        (
+            AuthenticationError("Authentication failed: Forbidden\n\nwhere Ray looks for tokens"),
+            "Authentication failed",
+        ),
+        (RuntimeError("Request failed with status code 500: no\nmore"), "status code 500"),
+    ],
+)
+def test_what_the_cluster_refuses_is_one_line(
+    tmp_path: Path, error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def client(address: str) -> None:
+        raise error
+
+    monkeypatch.setattr("orchestrator.submit._client", client)
+    with pytest.raises(RunFailed, match=said) as caught:
+        submit(tiny(tmp_path), "a", "/runs", "http://127.0.0.1:9")
+    assert "\n" not in str(caught.value)
+    assert "tokens" not in str(caught.value)
+
+
+def test_a_wrong_token_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ray's own client takes a dashboard's 403."""
+
+    class Guarded(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(403)
+            self.end_headers()
+            self.wfile.write(b"Forbidden: the token is not valid")
+
+        def log_message(self, *about: object) -> None:
+            pass
+
+    token = "f" * 64
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+    with HTTPServer(("127.0.0.1", 0), Guarded) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            with pytest.raises(RunFailed, match="Authentication failed: Forbidden") as caught:
+                submit(tiny(tmp_path), "a", "/runs", f"http://127.0.0.1:{server.server_port}")
+        finally:
+            server.shutdown()
+            thread.join()
+    assert "\n" not in str(caught.value)
+    assert token not in str(caught.value)

@@ -74,7 +74,9 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {},
         r"^space 'timm', model=.*, depth=1: the network does not take images \[3, 16, 16\]: AssertionError: Input",
     ),
-    "pretrained": ({"model": ["resnet10t"]}, {"pretrained": True}, "multiple values for .*'pretrained'"),
+    "pretrained": ({"model": ["resnet10t"]}, {"pretrained": True}, "^'pretrained' cannot be an option"),
+    "a file as an option": ({"model": ["resnet10t"]}, {"checkpoint_path": "a.pth"}, "^'checkpoint_path' cannot be an"),
+    "a file as a choice": ({"model": ["resnet10t"], "cache_dir": ["a"]}, {}, "^'cache_dir' cannot be an option"),
     "other classes": (
         {"model": ["resnet10t"]},
         {"num_classes": 4},

@@ -81,6 +81,7 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {},
         r"^torchvision's resnet18 cannot be made: ValueError: BasicBlock only supports",
     ),
+    "weights": ({"model": ["resnet18"]}, {"weights": "DEFAULT"}, "^'weights' cannot be an option of a model"),
     "images that are too small": (
         {"model": ["densenet121"]},
         {},

@@ -26,6 +26,7 @@ from trainables import data
 from trainables import images as image_files
 from trainables.contracts import Data, Split
 from trainables.data import DataConfig, load
+from trainables.files import LEFT_BEHIND, replacing
 
 ROOT = Path(__file__).parents[2]
 REAL = Path(os.environ.get("DUX_TEST_DATA", ROOT.parent / "shared" / "data")) / "cifar10"
@@ -498,6 +499,41 @@ def test_a_truncated_parquet_is_one_line(keep: int, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"train\.parquet: no whole Parquet file") as caught:
         load(DataConfig("parquet", str(tmp_path)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("told", [40, 63])
+def test_a_parquet_that_tells_another_number_of_rows_is_one_line(told: int, tmp_path: Path) -> None:
+    file = tmp_path / "train.parquet"
+    write_parquet(file, pictures(60), LABELS)
+    whole = file.read_bytes()
+    # Of the whole file, in its footer: field 3 of 64 bits, in twice the number.
+    end = whole.rindex(b"\x16\x78", 0, len(whole))
+    file.write_bytes(whole[:end] + bytes([0x16, 2 * told]) + whole[end + 2 :])
+    assert pq.read_metadata(file).num_rows == told
+    with pytest.raises(BadInput, match=f"{told} that are told of"):
+        load(DataConfig("parquet", str(tmp_path)))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to nothing"])
+def test_what_is_no_file_is_refused_and_not_waited_for(kind: str, tmp_path: Path) -> None:
+    write_folder(tmp_path / "train", pictures(60), LABELS)
+    odd = next((tmp_path / "train").iterdir()) / "x.png"
+    os.mkfifo(odd) if kind == "pipe" else odd.symlink_to("nowhere")
+    with pytest.raises(BadInput, match=r"x\.png: (is no file|cannot be read)"):
+        load(DataConfig("folder", str(tmp_path)))
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_a_file_is_for_those_that_the_umask_says(umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        with replacing(tmp_path / "a") as temporary:
+            temporary.write_text("x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == mode
+    assert LEFT_BEHIND.fullmatch(temporary.name)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_folder_without_train_files_or_classes_is_one_line(tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from spaces import BadInput
 from trainables.contracts import Data, Member, Split
+from trainables.teacher_training import obtain
 from trainables.teachers import (
     TeacherConfig,
     build,
@@ -329,3 +330,28 @@ def test_a_teacher_is_kept_by_all_that_it_depends_on(tmp_path: Path) -> None:
     assert paths[0] == kept_path(config(arch=dict(reversed(ARCH.items()))), DATA, "r")
     assert paths[0].parent == tmp_path / "cache" / "teachers"
     assert isinstance(build(config(), DATA).net, nn.Module)
+
+
+@pytest.mark.parametrize("damage", ["none", "a bit", "no hash"])
+def test_a_kept_teacher_that_is_damaged_is_trained_again(tmp_path: Path, damage: str) -> None:
+    taught = config(random=False, train_epochs=1)
+    first = obtain(taught, DATA, {}, gpu=False)
+    [file] = (tmp_path / "cache" / "teachers").glob("*.safetensors")
+    if damage == "a bit":
+        whole = bytearray(file.read_bytes())
+        whole[-2] ^= 1
+        file.write_bytes(whole)
+    elif damage == "no hash":
+        save_file(load_file(file), file)
+    again = obtain(taught, DATA, {}, gpu=False)
+    assert (again.kept, again.hash) == (damage == "none", first.hash)
+    assert obtain(taught, DATA, {}, gpu=False).kept
+
+
+@pytest.mark.parametrize(("package", "name"), [("timm", "resnet10t"), ("torchvision", "resnet18")])
+@pytest.mark.parametrize("option", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir",
+                                    "pretrained", "weights", "weights_backbone"])  # fmt: skip
+def test_no_option_of_a_package_names_a_file(package: str, name: str, option: str) -> None:
+    teacher = TeacherConfig(**{package: name}, random=True, options={option: "/tmp/evil.pth"})
+    with pytest.raises(BadInput, match=f"^'{option}' cannot be an option of a model"):
+        build(teacher, DATA)

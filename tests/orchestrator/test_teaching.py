@@ -1,0 +1,40 @@
+"""The teachers of a run: where their outputs lie, and what happens where Ray has died."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import RaySystemError
+
+from orchestrator import kept_outputs, teaching
+from trainables.teachers import TeacherConfig
+from trainables.trial import TeacherContext
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_outputs_of_a_run_in_a_store_lie_in_each_nodes_cache(
+    linked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DUX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(kept_outputs, "room", lambda *_: (0.0, []))
+    runs = tmp_path / "cache" / "runs"
+    runs.parent.mkdir()
+    (tmp_path / "disk").mkdir()
+    runs.symlink_to(tmp_path / "disk") if linked else runs.mkdir()
+    run: Any = SimpleNamespace(
+        path=runs / "store" / "a", store=SimpleNamespace(remote=True), recipe=SimpleNamespace(teacher_cache_gb=1.0)
+    )
+    search: Any = SimpleNamespace(teacher_net=lambda _: None, declared=lambda _: None, data=None)
+    teacher = TeacherContext(TeacherConfig(timm="resnet10t", random=True), {}, "a", None)
+    found = teaching._with_outputs(SimpleNamespace(), {"teacher": teacher}, run, search)  # type: ignore[arg-type]
+    assert found["teacher"].outputs == Path("runs/store/a/teacher-outputs")
+
+
+def test_giving_up_is_no_error_where_ray_has_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dead(*_: Any, **__: Any) -> None:
+        raise RaySystemError("Ray has not been started yet")
+
+    monkeypatch.setattr(ray, "cancel", dead)
+    teaching._cancel(object())
