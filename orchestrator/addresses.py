@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shlex
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
@@ -12,7 +13,7 @@ from trainables.images import cache_dir
 
 FILE = "address"  # in a working directory: which run it works for
 
-__all__ = ["Address", "address_of", "is_there", "place", "working_directory"]
+__all__ = ["Address", "address_of", "is_there", "place", "to_resume", "working_directory"]
 
 
 def working_directory(address: Address) -> Path:
@@ -38,6 +39,12 @@ def address_of(folder: Path) -> Address | None:
     if not isinstance(found, Address) or working_directory(found).resolve() != folder.resolve():
         raise BadInput(f"{folder} is the working directory of {found}, or a copy of one; name the run by its address")
     return found
+
+
+def to_resume(run: Path | Address) -> str:
+    """What to type to go on with a run."""
+    named = run if isinstance(run, Address) else address_of(run) or run
+    return f"dux resume {shlex.quote(str(named))}"
 
 
 def is_there(run: Path | Address) -> bool:

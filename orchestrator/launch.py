@@ -14,7 +14,7 @@ from ray.exceptions import RayTaskError
 import analysis
 from analysis import remote
 from orchestrator import cluster, mending, paths
-from orchestrator.addresses import Address, address_of, is_there, working_directory
+from orchestrator.addresses import Address, address_of, is_there, to_resume, working_directory
 from orchestrator.failures import begin_again
 from orchestrator.mirror import Mirror, mirrored
 from orchestrator.pipeline import execute
@@ -179,19 +179,19 @@ def _execute(run: Run, search: Search, progress: bool | None, mirror: Mirror | N
             run.sync()
     except (Interrupted, KeyboardInterrupt):
         _last_tables(run)
-        raise RunFailed(f"interrupted; go on with it: dux resume {run.path}") from None
+        raise RunFailed(f"interrupted; go on with it: {to_resume(run.path)}") from None
     except ClusterLost as error:
         _last_tables(run)
         cluster.shut_down()  # one that was up before, too: in a minute Ray would end this process
-        raise RunFailed(f"{error}; go on with it: dux resume {run.path}") from error
+        raise RunFailed(f"{error}; go on with it: {to_resume(run.path)}") from error
     except OSError as error:
         if error.errno is None:
             raise
         where = error.filename or run.path
-        raise RunFailed(f"{where}: {error.strerror}; go on once that is mended: dux resume {run.path}") from error
+        raise RunFailed(f"{where}: {error.strerror}; go on once that is mended: {to_resume(run.path)}") from error
     except BadInput as error:  # only now: a builder that fails for some architectures, a teacher that is not there
         said = error.cause if isinstance(error, RayTaskError) else error
-        raise RunFailed(f"{said}; mend it in {run.path} and go on: dux resume {run.path}") from error
+        raise RunFailed(f"{said}; mend it in {run.path} and go on: {to_resume(run.path)}") from error
     return _results(run.path)
 
 

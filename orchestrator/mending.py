@@ -6,6 +6,7 @@ from pathlib import Path
 import analysis
 from analysis.ledger import broken
 from orchestrator import disk, outcome
+from orchestrator.addresses import to_resume
 from orchestrator.book import Book
 from orchestrator.prepared import Search, book_of
 from orchestrator.recipe import Recipe
@@ -53,5 +54,5 @@ def restore(path: Path) -> None:
             run.write_tables()
         except OSError as error:
             where = error.filename or path
-            raise RunFailed(f"{where}: {error.strerror}; go on once that is mended: dux resume {path}") from error
+            raise RunFailed(f"{where}: {error.strerror}; go on once that is mended: {to_resume(path)}") from error
         disk.clear(path)

@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import secrets
-import shlex
 import shutil
 import threading
 import time
@@ -23,7 +22,7 @@ from typing import Any
 
 from analysis import remote
 from orchestrator.addresses import FILE, Address, address_of, working_directory
-from orchestrator.run_directory import Run, RunFailed
+from orchestrator.run_directory import Run
 from spaces.errors import BadInput
 from trainables.files import replacing
 from trainables.store import PATIENCE, Store, StoreAway
@@ -51,7 +50,6 @@ def mirrored(run: Path | Address, new: bool = False) -> Iterator[tuple[Path, "Mi
 
     Raises:
         BadInput: another process holds the run, the store does not answer, or has gone on by itself.
-        RunFailed: what the block raises, with the run's address in what is to be typed.
     """
     address = run if isinstance(run, Address) else address_of(run)
     if address is None:
@@ -63,11 +61,6 @@ def mirrored(run: Path | Address, new: bool = False) -> Iterator[tuple[Path, "Mi
     try:
         mirror.start()
         yield folder, mirror
-    except RunFailed as error:
-        text = str(error)
-        for typed in (shlex.quote(str(folder)), str(folder)):
-            text = text.replace(f"dux resume {typed}", f"dux resume {shlex.quote(address)}")
-        raise RunFailed(text) from error
     finally:
         mirror.close()
 

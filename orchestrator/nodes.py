@@ -1,7 +1,6 @@
 """The nodes of a running cluster: whether one answers, whether all can take part in a run, and what they hold."""
 
 import platform
-import shlex
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from ray.exceptions import RayError
 from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.addresses import to_resume
 from orchestrator.run_directory import Run, RunFailed
 from orchestrator.specs import Resources
 from spaces import BadInput
@@ -83,7 +83,7 @@ def check_nodes(run: Run) -> None:
     if wrong:
         raise RunFailed(
             f"not every node can take part: {'; '.join(wrong)}; put the run on storage that all nodes share, with one "
-            f"installation on all of them, and go on: dux resume {shlex.quote(str(run.address))}"
+            f"installation on all of them, and go on: {to_resume(run.path)}"
         )
 
 

@@ -46,6 +46,8 @@ def _noted(path: Path) -> dict[str, str] | None:
 
 
 def _sha256(file: Path) -> str | None:
+    if not file.is_file():  # a pipe would be read for ever
+        return None
     try:
         with open(file, "rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()

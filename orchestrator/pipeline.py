@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from orchestrator import disk, nodes, outcome, reuse, teaching
+from orchestrator.addresses import to_resume
 from orchestrator.book import Book, Proposal
 from orchestrator.ledger import Event, Ledger
 from orchestrator.prepared import Search
@@ -40,7 +41,7 @@ def execute(run: Run, search: Search, on_change: Any) -> None:
     except StageFailed as error:
         run.write_tables()
         how = " --retry-failed" if isinstance(error, TrialsFailed) else ""
-        raise RunFailed(f"{error}; go on once that is mended: dux resume {run.path}{how}") from error
+        raise RunFailed(f"{error}; go on once that is mended: {to_resume(run.path)}{how}") from error
     except Interrupted:
         run.write_tables()
         raise

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import analysis
 from analysis.ledger import broken
 from orchestrator import disk, paths, plain_values
-from orchestrator.addresses import Address, address_of, is_there
+from orchestrator.addresses import Address, address_of, is_there, to_resume
 from orchestrator.ledger import Event, Ledger
 from orchestrator.recipe import Recipe
 from spaces.errors import BadInput
@@ -184,7 +184,7 @@ def _own_keys(folder: Path) -> dict[str, Any]:
         return plain_values.read(file)
     if not file.exists():
         return dict(known)
-    how = f"put it back, or remove it: dux resume {folder} writes it again as the run began"
+    how = f"put it back, or remove it: {to_resume(folder)} writes it again as the run began"
     try:
         raw = plain_values.read(file)
     except BadInput as error:
@@ -230,7 +230,7 @@ def check_new(path: Path | Address, name: str) -> None:
     """Raises `BadInput` unless a run of this name can be made at `path`."""
     check_name(name)
     if is_there(path):
-        raise BadInput(f"{path} exists; choose another --name, or go on with it: dux resume {path}")
+        raise BadInput(f"{path} exists; choose another --name, or go on with it: {to_resume(path)}")
 
 
 def check_name(name: str) -> None:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 import analysis
 from analysis.schema import SIZES, score_columns
+from orchestrator.addresses import to_resume
 from orchestrator.disk import disk_line
 from orchestrator.plain_values import printable
 
@@ -241,7 +242,7 @@ def status(results: analysis.Results, held_by: int | str | None) -> RenderableTy
         for row in lost.head(5).itertuples()
     ]
     if not results.finished and held_by is None:
-        lines.append(f"go on with it: dux resume {results.path}")
+        lines.append(f"go on with it: {to_resume(results.path)}")
     return Group(table, *map(_text, lines))
 
 

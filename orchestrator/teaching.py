@@ -12,6 +12,7 @@ import torch
 from ray.exceptions import RayError
 
 from orchestrator import kept_outputs
+from orchestrator.addresses import to_resume
 from orchestrator.disk import OUTPUTS
 from orchestrator.prepared import Search
 from orchestrator.run_directory import Run, RunFailed
@@ -40,7 +41,7 @@ def obtained(run: Run, search: Search, which: str) -> TeacherContext:
     if began_with not in (None, trained.hash):
         raise RunFailed(
             f"{path} is not the teacher that this run began with, and it does not come out the same again; put that "
-            f"file back and go on: dux resume {run.path}"
+            f"file back and go on: {to_resume(run.path)}"
         )
     member = teachers.build(config, search.data)
     member.net.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in trained.weights.items()})

@@ -54,7 +54,7 @@ class ObjectStore:
         return self._app(environ, start)
 
     def address(self, name: str = "") -> str:
-        """Of the runs in the bucket, or of one: with all that leads there, since Ray's workers may be older than this."""
+        """Of the runs in the bucket, or of one; it says all, since Ray's workers may be older than this server."""
         endpoint = self.endpoint.removeprefix("http://")
         return f"s3://{BUCKET}/runs{name and '/'}{name}?endpoint_override={endpoint}&scheme=http&region=us-east-1"
 

@@ -1,7 +1,6 @@
 """A run in an object store: what is brought there, when it is taken up, and what is refused. Without Ray."""
 
 import os
-import shlex
 import shutil
 import socket
 import threading
@@ -14,9 +13,9 @@ from mirrored_runs import begun, elsewhere, enter, made, note, notes, prefix_of,
 import analysis
 from analysis.remote import exists, opened, place
 from orchestrator import mirror as mirrors
-from orchestrator.addresses import address_of, working_directory
+from orchestrator.addresses import address_of, to_resume, working_directory
 from orchestrator.mirror import Mirror, mirrored
-from orchestrator.run_directory import Run, RunFailed, check_new, check_run
+from orchestrator.run_directory import Run, check_new, check_run
 
 
 def test_a_run_is_brought_over_and_let_go(s3, where, quickstart):
@@ -285,20 +284,11 @@ def test_what_others_have_put_there_is_not_taken_back(s3, where, quickstart):
     assert there(s3, where) == {"notes.txt"}
 
 
-def test_what_is_to_be_typed_names_the_address(where, quickstart):
-    folder = begun(where, quickstart)
-    with pytest.raises(RunFailed) as caught, mirrored(folder):
-        raise RunFailed(f"interrupted; go on with it: dux resume {folder}")
-    assert str(caught.value) == f"interrupted; go on with it: dux resume {where}"
-
-
-def test_what_is_to_be_typed_is_quoted_for_the_shell(where, quickstart, s3):
+def test_what_is_to_be_typed_names_the_address(where, quickstart, s3, tmp_path):
+    assert to_resume(begun(where, quickstart)) == to_resume(where) == f"dux resume {where}"
     options = f"endpoint_override={s3.endpoint.partition('://')[2]}&scheme=http"
-    address = place(f"{where}?{options}")
-    folder = begun(address, quickstart)
-    with pytest.raises(RunFailed) as caught, mirrored(address):
-        raise RunFailed(f"interrupted; go on with it: dux resume {shlex.quote(str(folder))}")
-    assert str(caught.value) == f"interrupted; go on with it: dux resume '{where}?{options}'"
+    assert to_resume(begun(place(f"{where}?{options}"), quickstart)) == f"dux resume '{where}?{options}'"
+    assert to_resume(tmp_path / "my run") == f"dux resume '{tmp_path / 'my run'}'"
 
 
 def test_a_copy_of_a_working_directory_is_no_run(where, quickstart, tmp_path):
