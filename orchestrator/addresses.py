@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
@@ -43,7 +44,10 @@ def address_of(folder: Path) -> Address | None:
 
 def to_resume(run: Path | Address) -> str:
     """What to type to go on with a run."""
-    named = run if isinstance(run, Address) else address_of(run) or run
+    named: Path | Address = run
+    if isinstance(run, Path):
+        with suppress(BadInput):  # a copy of a working directory
+            named = address_of(run) or run
     return f"dux resume {shlex.quote(str(named))}"
 
 

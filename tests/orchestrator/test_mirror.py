@@ -287,7 +287,7 @@ def test_what_others_have_put_there_is_not_taken_back(s3, where, quickstart):
 def test_what_is_to_be_typed_names_the_address(where, quickstart, s3, tmp_path):
     assert to_resume(begun(where, quickstart)) == to_resume(where) == f"dux resume {where}"
     options = f"endpoint_override={s3.endpoint.partition('://')[2]}&scheme=http"
-    assert to_resume(begun(place(f"{where}?{options}"), quickstart)) == f"dux resume '{where}?{options}'"
+    assert to_resume(begun(place(f"{where}2?{options}"), quickstart)) == f"dux resume '{where}2?{options}'"
     assert to_resume(tmp_path / "my run") == f"dux resume '{tmp_path / 'my run'}'"
 
 
