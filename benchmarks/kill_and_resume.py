@@ -363,7 +363,8 @@ def compared(whole: Told, cut: Told, exact: bool, in_order: bool) -> dict[str, i
         lost = [key for key in cut.keys if key not in cut.ends]
         pairs = {key: list(zip(whole.curves[key], cut.curves[key], strict=False)) for key in both}
         differing = [key for key in both if any(one != other for one, other in pairs[key])]
-    doubled = len(cut.keys) - len(set(cut.keys))
+    alike = len(whole.keys) - len(set(whole.keys))  # members of a population may be, from the start
+    doubled = max(0, len(cut.keys) - len(set(cut.keys)) - alike)
     disordered = in_order and not (lost or doubled or differing) and whole.order != cut.order
     return {"lost": len(lost), "doubled": doubled, "differing": len(differing) + disordered}
 
