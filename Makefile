@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: install quickstart test lint notebook clean
+.PHONY: install quickstart test test-all lint notebook clean
 
 install: $(VENV)/.installed
 
@@ -18,7 +18,10 @@ quickstart: install
 
 test: install lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray" --numprocesses auto --dist loadfile
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest -m "ray and not slow" --numprocesses 2 --dist loadfile
+
+test-all: test
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ from spaces.errors import BadInput
 from trainables.files import LEFT_BEHIND
 
 OUTPUTS = "teacher-outputs"
-_FILES = re.compile(r".+\.(yaml|json|jsonl|parquet|safetensors|pt|lock|py)")
+_FILES = re.compile(r".+\.(yaml|json|jsonl|parquet|safetensors|pt|lock|py|html)")
 
 
 def disk_use(run: Path) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Starting and resuming runs: everything that is checked before, and tidied after."""
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,7 +13,7 @@ from typing import Any
 from ray.exceptions import RayTaskError
 
 import analysis
-from analysis import remote
+from analysis import remote, report
 from orchestrator import cluster, mending, paths
 from orchestrator.addresses import Address, address_of, is_there, to_resume, working_directory
 from orchestrator.failures import begin_again
@@ -29,6 +30,7 @@ from orchestrator.signals import terminated_like_interrupted
 from orchestrator.stage import Interrupted
 from orchestrator.watch import ClusterLost
 from spaces import BadInput
+from trainables.failures import reason
 from trainables.files import replacing
 
 
@@ -176,6 +178,7 @@ def _execute(run: Run, search: Search, progress: bool | None, mirror: Mirror | N
     try:
         with terminated_like_interrupted(), Progress(run, progress) as shown:
             execute(run, search, shown)
+            _report(run)
             run.sync()
     except (Interrupted, KeyboardInterrupt):
         _last_tables(run)
@@ -196,6 +199,15 @@ def _execute(run: Run, search: Search, progress: bool | None, mirror: Mirror | N
 
 
 def _last_tables(run: Run) -> None:
-    """The tables as far as the run came; they can be made from the ledger at any time."""
+    """The tables and the report as far as the run came; they can be made from the ledger at any time."""
     with suppress(OSError):
         run.write_tables()
+    _report(run)
+
+
+def _report(run: Run) -> None:
+    """Write the run's report. It is no part of a search, which does not fail of it."""
+    try:
+        report.write(run.path)
+    except Exception as error:
+        print(f"dux: no report: {reason(error)}; to try again: dux report {run.path}", file=sys.stderr)

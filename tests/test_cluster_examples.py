@@ -165,6 +165,7 @@ def test_the_slurm_script_is_requeued_only_for_a_search_that_did_not_end_well(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(280)
 def test_the_slurm_script_is_requeued_and_goes_on(tmp_path: Path) -> None:
     commands(tmp_path, srun=SRUN, scontrol=SCONTROL, dux=DUX.format(python=sys.executable))

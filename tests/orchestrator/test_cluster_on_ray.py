@@ -15,7 +15,7 @@ import three_nodes
 import analysis
 from orchestrator.recipe import Recipe
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(480)]
 
 STAGE = {"name": "only", "trial": "distill", "epochs": 30, "trials": 3, "sampler": "random"}
 TINY = {

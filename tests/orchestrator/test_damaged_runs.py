@@ -21,7 +21,7 @@ from orchestrator.recipe import Recipe
 from orchestrator.run_directory import Run, RunFailed
 from spaces.errors import BadInput
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(480)]
 
 RECIPE = {
     "name": "tiny",
@@ -143,7 +143,7 @@ FILES: dict[str, set[str]] = {
 def test_every_file_of_a_run_is_looked_at(runs: Path) -> None:
     for run in ("cut", "whole"):
         for name in files_of(runs / run):
-            assert any(Path(name).match(pattern) for pattern in FILES) or name.startswith("best/"), name
+            assert name == "report.html" or name.startswith("best/") or any(map(Path(name).match, FILES)), name
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -17,7 +17,7 @@ import pytest
 import orchestrator
 from orchestrator.recipe import Recipe
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(480)]
 
 ROOT = Path(__file__).parents[2]
 

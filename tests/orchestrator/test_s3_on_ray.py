@@ -20,7 +20,7 @@ from orchestrator.mirror import LEASE
 from orchestrator.recipe import Recipe
 from trainables.trial import checkpoint_name
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(480)]
 
 TINY = {
     "name": "tiny",

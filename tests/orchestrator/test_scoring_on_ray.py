@@ -18,7 +18,7 @@ from orchestrator.recipe import Recipe
 from orchestrator.run_directory import Run, RunFailed
 from spaces import Task
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(480)]
 
 OWN = """
 from ray import tune

@@ -22,7 +22,7 @@ from trainables.contracts import Member
 from trainables.data import DataConfig, load
 from trainables.evaluate import accuracy, predict
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(480)]
 
 TINY = {
     "name": "tiny",

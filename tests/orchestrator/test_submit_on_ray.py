@@ -16,7 +16,7 @@ import pytest
 import analysis
 from orchestrator.recipe import Recipe
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(480)]
 
 TOKEN = "0123456789abcdef" * 4
 SPACE = '''"""Says where dux's code was found, and gives a linear student."""

@@ -1,0 +1,26 @@
+"""Short names of students, for tables and pictures."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+
+def student_name(arch: str | Mapping[str, Any]) -> str:
+    """An architecture in few characters: `kernel=3 width=8`; choices that are numbered together: `2-1-3 width 8`."""
+    values = json.loads(arch) if isinstance(arch, str) else dict(arch)
+    rows: dict[str, list[str]] = {}
+    for name in values:
+        numbered = re.fullmatch(r"([a-z]+?)_?\d+(_\d+)*", name)
+        rows.setdefault(numbered[1] if numbered else name, []).append(name)
+    if not any(len(names) > 2 for names in rows.values()):
+        return " ".join(f"{name}={value}" for name, value in values.items())
+    parts: list[str] = []
+    for stem, names in rows.items():
+        chosen = [str(values[name]) for name in names]
+        if len(names) > 2:
+            parts += [] if stem == "depth" and not parts else [stem]  # depths that come first speak for themselves
+            parts.append(("" if set(chosen) <= {"0", "1"} else "-").join(chosen))
+        else:
+            parts += [f"{name} {value}" for name, value in zip(names, chosen, strict=True)]
+    return " ".join(parts)
