@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -31,6 +32,32 @@ _CANDIDATE = ["run", "stage", "hash", "proposal"]
 _STUDENT = ["run", "hash"]
 _COSTS = [column.name for column in TRIALS if column.role == "cost"]
 _ALONE = ["valid_accuracy", "test_accuracy"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How candidates are scored: a weighted sum, or a weighted mean of normalised ranks.
+
+    Args:
+        weights: by column or score.
+        combine: `sum`, or `rank` among the candidates of the table.
+        of: the scores of the ensembles that the weights name; default: all.
+    """
+
+    weights: Mapping[str, float]
+    combine: Combine
+    of: list[str] | None = None
+
+    @property
+    def by_row(self) -> bool:
+        """Whether a candidate's score does not depend on who else is in the table."""
+        return self.combine == "sum" and set(ENSEMBLES).isdisjoint(self.weights)
+
+    def columns(self, table: pd.DataFrame) -> list[str]:
+        """The columns that it reads."""
+        scores = [] if set(ENSEMBLES).isdisjoint(self.weights) else self.of or score_columns(table)
+        names = [*(name for name in self.weights if name not in ENSEMBLES), *scores]
+        return list(dict.fromkeys(column for name in names for column in terms(table, name, 1.0)))
 
 
 def rank(
@@ -116,10 +143,7 @@ def candidates(trials: pd.DataFrame) -> pd.DataFrame:
     trials = trials.sort_values(["stage_index", "number"], kind="stable")
     trials = trials[trials["status"].isin(FINISHED)]
     taught = trials[~trials["control"]]
-    metrics = [c for c in number_columns(trials) if is_metric(c) and c != "epochs"]
-    # Empty scores too: an objective may name them.
-    empty = {name for reasons in trials["reasons"].dropna().unique() for name in json.loads(reasons)}
-    metrics = [c for c in metrics if trials[c].notna().any() or c in {"valid_accuracy", *empty}]
+    metrics = _metrics(trials)
     groups = taught.groupby(_CANDIDATE, sort=False)
     fixed = ["arch", "origin", "reasons", *_COSTS, *filter(is_setting, trials.columns)]
     values = taught[metrics].astype("float64").groupby([taught[c] for c in _CANDIDATE], sort=False)
@@ -134,11 +158,36 @@ def candidates(trials: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, axis=1).reset_index()
 
 
-def _against_controls(taught: pd.DataFrame, controls: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """By candidate, what the students reach without the teacher, and how much more with him, paired by seed."""
+def _metrics(trials: pd.DataFrame) -> list[str]:
+    """The columns that a candidate's seeds are averaged in."""
+    metrics = [c for c in number_columns(trials) if is_metric(c) and c != "epochs"]
+    # Empty scores too: an objective may name them.
+    empty = {name for reasons in trials["reasons"].dropna().unique() for name in json.loads(reasons)}
+    return [c for c in metrics if trials[c].notna().any() or c in {"valid_accuracy", *empty}]
+
+
+def seeds_of(trials: pd.DataFrame) -> list[pd.DataFrame]:
+    """What `candidates` averages: tables of a row a seed, by run, stage, hash and proposal. The first is of the
+    finished trials, the others of what they reach without the teacher and of what he is worth."""
+    trials = trials.sort_values(["stage_index", "number"], kind="stable")
+    trials = trials[trials["status"].isin(FINISHED)]
+    taught = trials[~trials["control"]]
+    values = taught.set_index(_CANDIDATE)[_metrics(trials)].astype("float64")
+    paired = _paired(taught, trials[trials["control"]])
+    return [values, *[table.droplevel("seed").add_suffix(f"_{name}") for name, table in paired]]
+
+
+def _paired(taught: pd.DataFrame, controls: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """By candidate and seed, what the students reach without the teacher, and how much more with him."""
     taught = taught[taught["proposal"].isin(controls["proposal"].unique())]
     paired, alone = (part.groupby([*_CANDIDATE, "seed"], sort=False)[_ALONE].mean() for part in (taught, controls))
-    for name, values in (("alone", alone), ("delta", paired.reindex(alone.index) - alone)):
+    yield "alone", alone
+    yield "delta", paired.reindex(alone.index) - alone
+
+
+def _against_controls(taught: pd.DataFrame, controls: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """By candidate, the means and spreads of those."""
+    for name, values in _paired(taught, controls):
         groups = values.groupby(_CANDIDATE, sort=False)
         table = groups.mean().add_suffix(f"_{name}").join(groups.std().add_suffix(f"_{name}_std"))
         yield table[[f"{column}_{name}{end}" for column in _ALONE for end in ("", "_std")]].astype("float64")
@@ -161,14 +210,10 @@ def _ranked(
         _refuse_test([one.column for one in comparisons], include_test)
         table = table[filters.matches(table, comparisons)]
     if by is not None:
-        weights = {by: 1.0} if isinstance(by, str) else dict(by)
-        _refuse_test(weights, include_test)
-        table = table.assign(score=_weighted(table, weights, combine))
-    else:
-        parts = [part.assign(score=_by_objective(part, stages, combine)) for _, part in table.groupby("run")]
-        table = pd.concat(parts) if parts else table.assign(score=pd.Series(dtype="float64"))
-    lasted = table["epochs"] if by is None else pd.Series(0, index=table.index)
-    table = table.assign(_lasted=lasted.where(table["score"].notna(), -1))
+        _refuse_test([by] if isinstance(by, str) else list(by), include_test)
+    parts = [part.assign(score=scored(part, rule)) for part, rule in ruled(table, stages, by, combine)]
+    table = pd.concat(parts) if parts else table.assign(score=pd.Series(dtype="float64"))
+    table = table.assign(_lasted=lasted(table, by))
     order = ["_lasted", "score", "params", "hash", "run", "proposal"]
     table = table.sort_values(order, ascending=[False, False, *[True] * 4], kind="stable", na_position="last")
     if each == "student":
@@ -194,8 +239,26 @@ def _refuse_test(columns: Mapping[str, float] | list[str], include_test: bool) -
             raise BadInput(f"choosing by {name!r} would fit the choice to the test data; use a validation metric")
 
 
-def _by_objective(part: pd.DataFrame, stages: pd.DataFrame | None, combine: Combine | None) -> pd.Series:
-    """The score of the candidates of one stage by that stage's own objective."""
+def lasted(table: pd.DataFrame, by: By) -> pd.Series:
+    """What is compared before the score: epochs, by the stage's own objective; -1 where there is no score."""
+    epochs = table["epochs"] if by is None else pd.Series(0, index=table.index)
+    return epochs.where(table["score"].notna(), -1)
+
+
+def ruled(
+    table: pd.DataFrame, stages: pd.DataFrame | None, by: By, combine: Combine | None
+) -> Iterator[tuple[pd.DataFrame, Rule]]:
+    """The parts of a table of candidates that are scored together, each with its rule."""
+    if by is not None:
+        way: Combine = combine or ("rank" if only_scores(table) and len(table) else "sum")
+        yield table, Rule({by: 1.0} if isinstance(by, str) else dict(by), way)
+        return
+    for _, part in table.groupby("run"):
+        yield part, _objective(part, stages, combine)
+
+
+def _objective(part: pd.DataFrame, stages: pd.DataFrame | None, combine: Combine | None) -> Rule:
+    """How the candidates of one stage are scored by that stage's own objective."""
     row = None
     if stages is not None:
         found = stages[(stages["run"] == part["run"].iloc[0]) & (stages["stage"] == part["stage"].iloc[0])]
@@ -203,27 +266,25 @@ def _by_objective(part: pd.DataFrame, stages: pd.DataFrame | None, combine: Comb
     weights = json.loads(row["objective"]) if row is not None else {}
     way = combine or (row["combine"] if row is not None and row["combine"] is not pd.NA else None)
     if way != "rank" and "objective" in part and part["objective"].notna().any():
-        return part["objective"]
+        return Rule({"objective": 1.0}, "sum")
     if not weights:
         names = families(score_columns(part)) if only_scores(part) else ["valid_accuracy"]
         weights = dict.fromkeys(names, 1.0)
     of = json.loads(row["ensemble"]) if row is not None and pd.notna(row["ensemble"]) else None
-    return _weighted(part, weights, way, of)
+    return Rule(weights, way or ("rank" if only_scores(part) else "sum"), of)
 
 
-def _weighted(
-    table: pd.DataFrame, weights: Mapping[str, float], combine: Combine | None, of: list[str] | None = None
-) -> pd.Series:
-    """Weighted sum, or weighted mean rank; each column counted in its better direction.
+def scored(table: pd.DataFrame, rule: Rule) -> pd.Series:
+    """The candidates' scores; each column counted in its better direction.
 
-    Args:
-        of: the scores of the ensembles that the weights name; default: all.
+    Raises:
+        BadInput: an unknown column, one without a better direction, or a weight of the wrong sign.
     """
     scores_only = only_scores(table)
-    if not set(ENSEMBLES).isdisjoint(weights):
-        table = table.join(ensemble(table, of))
+    if not set(ENSEMBLES).isdisjoint(rule.weights):
+        table = table.join(ensemble(table, rule.of))
     signed: dict[str, float] = {}
-    for name, weight in weights.items():
+    for name, weight in rule.weights.items():
         for column, share in terms(table, name, weight).items():
             better = "higher" if scores_only else direction(column)
             if better == "none":
@@ -231,7 +292,7 @@ def _weighted(
             if better == "lower" and weight < 0:
                 raise BadInput(f"less {column!r} is better and counts so; its weight must be positive, not {weight}")
             signed[column] = signed.get(column, 0.0) + (share if better == "higher" else -share)
-    if combine == "rank" or (combine is None and scores_only and len(table)):
+    if rule.combine == "rank":
         return combine_ranks(table, signed)
     total = pd.Series(0.0, index=table.index)
     for column, share in signed.items():

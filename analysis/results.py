@@ -4,8 +4,9 @@ import html
 import math
 import os
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,14 @@ class Results:
         paths: the runs' directories, or addresses in an object store.
         name: of the run; of several, their names with commas.
         trials: a row a trial; `analysis.schema` describes the columns.
-        epochs: a row a report.
+        epochs: a row a report; read from its file when it is first asked for.
         stages: a row a stage: its objective, sampler, scheduler, budget, who was kept, wall seconds.
         teachers: name, source, params, flops, seconds of training, metrics; and the run each belongs to.
         seconds: wall time, without the pauses before resumptions; up to the last event where the run has not ended.
         finished: whether the run (each of them) came to its end.
         version: of the dux that ran it.
         recipe: its name.
+        sessions: of each run, by name, the unix times at which it began (and went on) and at which it stopped.
     """
 
     paths: tuple[Path | Address, ...]
@@ -50,6 +52,10 @@ class Results:
     finished: bool
     version: str
     recipe: str
+    sessions: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "epochs": self.epochs}
 
     @property
     def path(self) -> Path | Address:
@@ -106,6 +112,26 @@ class Results:
         return facts + self.stage_summary().to_html(index=False, float_format=_number, na_rep="-", escape=True)
 
 
+Later = Callable[[], pd.DataFrame]
+
+
+class _Epochs:
+    """The field `epochs`: given as a table, or as a function that is called when the table is first asked for."""
+
+    def __get__(self, results: Results, owner: type) -> pd.DataFrame:
+        known: pd.DataFrame | Later = results.__dict__["epochs"]
+        if not isinstance(known, pd.DataFrame):
+            known = results.__dict__["epochs"] = known()
+        return known
+
+    def __set__(self, results: Results, value: pd.DataFrame | Later) -> None:
+        results.__dict__["epochs"] = value
+
+
+# After the class, so that `dataclass` does not take it for a default.
+Results.epochs = _Epochs()  # type: ignore[assignment]
+
+
 def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
@@ -150,26 +176,45 @@ def _checksum(schema: pa.Schema) -> bytes:
 def are_current(run: str | Path) -> bool:
     """Whether both tables of a run are there, whole, and made from all of its ledger."""
     file = ledger_file(run)
-    return _stored(file.parent, file.stat().st_size) is not None
+    stored = _stored(file.parent, file.stat().st_size)
+    return stored is not None and all(_table(one) is not None for one in stored)
 
 
-def _stored(run_dir: Path, ledger_bytes: int) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    """The tables that were written from a ledger of this size, if both were."""
-    tables = []
+def _stored(run_dir: Path, ledger_bytes: int) -> list[pq.ParquetFile] | None:
+    """The tables that were written from a ledger of this size, if both were; opened, their pages not yet read."""
+    files = []
     for name in _TABLES:
         try:
-            table = pq.ParquetFile(run_dir / name, page_checksum_verification=True).read()
-        except (OSError, pa.ArrowException):  # not there or cut off: the ledger has it all
-            return None
-        mark = table.schema.metadata or {}
-        if mark.get(_CHECK) != _checksum(table.schema):
+            file = pq.ParquetFile(run_dir / name, page_checksum_verification=True)
+            mark = file.schema_arrow.metadata or {}
+        except (OSError, ValueError, pa.ArrowException):  # not there, cut off or damaged: the ledger has it all
             return None
         if mark.get(b"dux.ledger_bytes") != str(ledger_bytes).encode():
             return None
         if mark.get(b"dux.layout") != str(LAYOUT).encode():
             return None
-        tables.append(table.to_pandas())
-    return tables[0], tables[1]
+        files.append(file)
+    return files
+
+
+def _table(file: pq.ParquetFile) -> pd.DataFrame | None:
+    """What a Parquet file holds; nothing if it is damaged."""
+    try:
+        table = file.read()
+    except (OSError, ValueError, pa.ArrowException):
+        return None
+    if (table.schema.metadata or {}).get(_CHECK) != _checksum(table.schema):
+        return None
+    # Column by column, each freed once it is copied: otherwise a large table is held twice.
+    return table.to_pandas(split_blocks=True, self_destruct=True)
+
+
+def _times(file: pq.ParquetFile) -> pd.Series | None:
+    """When the reports of a Parquet file were made; nothing if they are damaged."""
+    try:
+        return file.read(["time"]).column("time").to_pandas()
+    except (OSError, ValueError, KeyError, pa.ArrowException):
+        return None
 
 
 def load(run: str | Path) -> Results:
@@ -181,38 +226,61 @@ def load(run: str | Path) -> Results:
     where = place(run)
     if isinstance(where, Address):
         with fetched(where) as folder:
-            return replace(load(folder), paths=(where,))
-    file = ledger_file(where)
-    tables = _stored(file.parent, file.stat().st_size)
-    if tables is None:
-        ledger = Ledger.of(events(file))
-        tables = ledger.tables()
-    else:
+            return _load(folder, where)
+    return _load(where, where)
+
+
+def _load(run: Path, origin: Path | Address) -> Results:
+    """Of the run in this directory, which may be a copy, soon removed, of the origin."""
+    file = ledger_file(run)
+    stored = _stored(file.parent, file.stat().st_size)
+    trials, reported = (_table(stored[0]), _times(stored[1])) if stored else (None, None)
+    epochs: Any
+    if stored is not None and trials is not None and reported is not None:
         ledger = Ledger.of(events(file, header_only=True))
+        epochs = partial(_epochs, stored[1], origin)
+    else:
+        ledger = Ledger.of(events(file))
+        trials, epochs = ledger.tables()
+        reported = epochs["time"]
     if not ledger.run:
         raise broken(file, 1, "not the beginning of a run")
-    trials, epochs = tables
+    sessions = _sessions(ledger, reported)
     return Results(
-        paths=(file.parent,),
+        paths=(origin if isinstance(origin, Address) else file.parent,),
         name=ledger.name,
         trials=trials,
         epochs=epochs,
         stages=ledger.stage_table(),
         teachers=tuple({**event, "run": ledger.name} for event in ledger.teachers.values()),
-        seconds=_wall_seconds(ledger, epochs),
+        seconds=_wall_seconds(ledger, sessions),
         finished=ledger.finished,
         version=str(ledger.run.get("dux", "")),
         recipe=str(ledger.run.get("recipe", "")),
+        sessions={ledger.name: sessions},
     )
 
 
-def _wall_seconds(ledger: Ledger, epochs: pd.DataFrame) -> float:
+def _epochs(file: pq.ParquetFile, origin: Path | Address) -> pd.DataFrame:
+    """The table of reports, from its opened file; where that is damaged, from the ledger."""
+    found = _table(file)
+    return frames(events(origin))[1] if found is None else found
+
+
+def _sessions(ledger: Ledger, reported: pd.Series) -> tuple[tuple[float, float], ...]:
     """From the start, and from each resumption, to the last event before the next one."""
-    times = np.sort(np.concatenate([ledger.times, epochs["time"].dropna()]))
+    times = np.sort(np.concatenate([ledger.times, reported.dropna()]))
     starts = np.array(ledger.sessions)
+    if not len(starts):
+        return ()
     # The last event before each start; after the last start, the last of all.
-    ends = [*np.searchsorted(times, starts[1:]) - 1, len(times) - 1]
-    spans = [float(times[end] - start) for start, end in zip(starts, ends, strict=True)] if len(starts) else []
+    ends = times[[*np.searchsorted(times, starts[1:]) - 1, len(times) - 1]]
+    return tuple(zip(starts.tolist(), ends.tolist(), strict=True))
+
+
+def _wall_seconds(ledger: Ledger, sessions: Sequence[tuple[float, float]]) -> float:
+    """Of all sessions; of the last one as the run itself says, if it has ended."""
+    spans = [end - start for start, end in sessions]
     if ledger.finished and ledger.seconds is not None and spans:
         spans[-1] = float(ledger.seconds)
     return sum(spans)
@@ -229,7 +297,7 @@ def load_many(runs: Iterable[str | Path]) -> Results:
     loaded = [load(run) for run in runs]
     if not loaded:
         raise BadInput("load_many takes at least one run")
-    loaded = [_renamed(part, name) for part, name in zip(loaded, _distinct_names(loaded), strict=True)]
+    loaded = [renamed(part, name) for part, name in zip(loaded, distinct_names(loaded), strict=True)]
     return Results(
         paths=tuple(path for part in loaded for path in part.paths),
         name=", ".join(part.name for part in loaded),
@@ -241,10 +309,12 @@ def load_many(runs: Iterable[str | Path]) -> Results:
         finished=all(part.finished for part in loaded),
         version=", ".join(dict.fromkeys(part.version for part in loaded)),
         recipe=", ".join(dict.fromkeys(part.recipe for part in loaded)),
+        sessions={name: spans for part in loaded for name, spans in part.sessions.items()},
     )
 
 
-def _distinct_names(loaded: Sequence[Results]) -> list[str]:
+def distinct_names(loaded: Sequence[Results]) -> list[str]:
+    """Names that tell runs apart: their own, or else those of their directories."""
     for names in ([part.name for part in loaded], [_folder_name(part.path) for part in loaded]):
         if len(set(names)) == len(names) and all(names):
             return names
@@ -255,12 +325,14 @@ def _folder_name(run: Path | Address) -> str:
     return run.resolve().name if isinstance(run, Path) else run.name
 
 
-def _renamed(part: Results, name: str) -> Results:
+def renamed(part: Results, name: str) -> Results:
+    """The results of one run under another name."""
     frames = {
         table: getattr(part, table).assign(run=pd.Series([name] * len(getattr(part, table)), dtype="string"))
         for table in ("trials", "epochs", "stages")
     }
-    return replace(part, name=name, teachers=tuple({**one, "run": name} for one in part.teachers), **frames)
+    teachers = tuple({**one, "run": name} for one in part.teachers)
+    return replace(part, name=name, teachers=teachers, sessions={name: part.sessions[part.name]}, **frames)
 
 
 def _stacked(tables: list[pd.DataFrame]) -> pd.DataFrame:

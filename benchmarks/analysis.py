@@ -3,6 +3,11 @@
 A run of 10,000 trials is written as a search writes it: scores of 9,000 students, and 1,000 students distilled for ten
 epochs with ASHA's rungs. Fresh processes then load it from its ledger and from its tables, rank it, and compute front
 and agreement. Last line: seconds (median of all steps together), peak_mb of such a process, trials.
+
+With `--epochs E` every trial is a student distilled for E epochs (`--trials 100000 --epochs 10`: a million reports).
+A fresh process then imports, loads and ranks from the tables, another from the ledger. Last line: seconds of the first
+(median); epochs_seconds, what reading all epochs takes there besides, once somebody asks for them; peak_mb, epochs read
+as well; ledger_seconds and ledger_peak_mb of the second; trials, epochs.
 """
 
 import argparse
@@ -53,6 +58,23 @@ def ledger(trials: int, seed: int = 0) -> Iterator[dict[str, Any]]:
     yield {"event": "run_end", "seconds": 1000.0}
 
 
+def distilled(trials: int, epochs: int, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """The events of a run of one stage in which every student was distilled for so many epochs, two seeds each."""
+    rng = np.random.default_rng(seed)
+    names = ("objective", "valid_accuracy", "teacher_similarity", "agreement", "kl", "cka", "rdm", "train_loss")
+    yield {"event": "run", "schema": 1, "name": "large", "recipe": "large", "dux": "0", "time": 0.0}
+    yield _stage("short", 1, "distill", {"valid_accuracy": 1.0}, "sum")
+    for number in range(trials):
+        yield {**_trial("short", number), **_trial("short", number // 2), "number": number, "seed": number % 2}
+        for epoch in range(1, epochs + 1):
+            values = (number / trials + 0.1 * rng.normal(size=len(names))) * (1 - 0.5**epoch)
+            yield {"event": "report", "stage": "short", "number": number, "epoch": epoch, "time": float(number),
+                   "seconds": 1.0, "worker": f"w{number % 8}",
+                   "metrics": dict(zip(names, values.tolist(), strict=True))}  # fmt: skip
+        yield {"event": "end", "stage": "short", "number": number, "status": "completed", "time": float(number)}
+    yield {"event": "run_end", "seconds": 1000.0, "time": float(trials)}
+
+
 def _stage(name: str, index: int, trial: str, objective: dict[str, float], combine: str) -> dict[str, Any]:
     return {"event": "stage", "stage": name, "index": index, "trial": trial, "objective": objective, "combine": combine}
 
@@ -64,16 +86,28 @@ def _trial(stage: str, number: int) -> dict[str, Any]:
             "arch": arch, "hash": f"{number:016x}", "params": {"lr": 0.1}, "cost": cost}  # fmt: skip
 
 
-def measure(path: Path) -> dict[str, float]:
-    """Seconds of each step, in this process, and `peak_mb`."""
-    seconds: dict[str, float] = {}
+class Clock:
+    """Seconds of each step, in this process."""
 
-    def timed(name: str, step: Callable[[], Any]) -> Any:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, name: str, step: Callable[[], Any]) -> Any:
+        """Do it, and note what it took."""
         begin = time.perf_counter()
         result = step()
-        seconds[name] = time.perf_counter() - begin
+        self.seconds[name] = time.perf_counter() - begin
         return result
 
+    def figures(self) -> dict[str, float]:
+        """The seconds, and `peak_mb` of this process."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {**self.seconds, "peak_mb": peak / (2**20 if sys.platform == "darwin" else 2**10)}
+
+
+def measure(path: Path) -> dict[str, float]:
+    """Seconds of each step, in this process, and `peak_mb`."""
+    timed = Clock()
     dux = timed("import", lambda: importlib.import_module("analysis"))
     timed("load from the ledger", lambda: dux.load(path))
     timed("write the tables", lambda: dux.write_tables(path))
@@ -82,8 +116,63 @@ def measure(path: Path) -> dict[str, float]:
     timed("rank the scores", lambda: dux.rank_scores(results))
     timed("front", lambda: dux.pareto(ranked, ["valid_accuracy", "params"]))
     timed("agreement", lambda: dux.agreement(results))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {**seconds, "peak_mb": peak / (2**20 if sys.platform == "darwin" else 2**10)}
+    return timed.figures()
+
+
+def load_and_rank(path: Path) -> dict[str, float]:
+    """Seconds of loading, ranking and then reading the epochs, in this process, and `peak_mb` of all."""
+    timed = Clock()
+    dux = timed("import", lambda: importlib.import_module("analysis"))
+    results = timed("load", lambda: dux.load(path))
+    timed("rank", lambda: dux.rank(results))
+    timed("epochs", lambda: results.epochs)
+    return timed.figures()
+
+
+def write_tables(path: Path) -> dict[str, float]:
+    """Seconds of writing a run's tables, in this process, and `peak_mb`."""
+    timed = Clock()
+    dux = timed("import", lambda: importlib.import_module("analysis"))
+    timed("write", lambda: dux.write_tables(path))
+    return timed.figures()
+
+
+WORK = {"all": measure, "load": load_and_rank, "write": write_tables}
+
+
+def fresh(work: str, path: Path | str) -> dict[str, float]:
+    """The figures of one of `WORK`, measured in a process of its own."""
+    command = [sys.executable, __file__, "--work", work, "--measure", str(path)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout)
+
+
+def write_ledger(path: Path, events: Iterator[dict[str, Any]]) -> None:
+    """A run's directory with these events."""
+    path.mkdir(exist_ok=True)
+    with (path / "ledger.jsonl").open("w") as lines:
+        lines.writelines(json.dumps(event) + "\n" for event in events)
+
+
+def of_many_epochs(trials: int, epochs: int, repeats: int) -> None:
+    """Print what loading and ranking takes from the tables (median) and from the ledger (once)."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_ledger(Path(folder), distilled(trials, epochs))
+        from_ledger = fresh("load", folder)
+        fresh("write", folder)
+        found = [fresh("load", folder) for _ in range(repeats)]
+    medians = {name: statistics.median(one[name] for one in found) for name in found[0]}
+    print(f"{'':<12}{'tables':>10}{'ledger':>10}")
+    for name in medians:
+        print(f"{name:<12}{medians[name]:10.2f}{from_ledger[name]:10.2f}{'' if name == 'peak_mb' else ' s'}")
+    total = statistics.median(_seconds(one) - one["epochs"] for one in found)
+    figures = {"seconds": total, "epochs_seconds": medians["epochs"], "peak_mb": medians["peak_mb"],
+               "ledger_seconds": _seconds(from_ledger), "ledger_peak_mb": from_ledger["peak_mb"]}  # fmt: skip
+    print(json.dumps({**{k: round(v, 2) for k, v in figures.items()}, "trials": trials, "epochs": epochs}))
+
+
+def _seconds(figures: dict[str, float]) -> float:
+    return sum(value for name, value in figures.items() if name != "peak_mb")
 
 
 def main() -> None:
@@ -91,22 +180,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one repetition instead of five")
     parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--epochs", type=int, help="every trial a student distilled for so many epochs")
+    parser.add_argument("--work", choices=WORK, default="all", help=argparse.SUPPRESS)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure is not None:
-        print(json.dumps(measure(arguments.measure)))
+        print(json.dumps(WORK[arguments.work](arguments.measure)))
+        return
+    repeats = 1 if arguments.quick else 5
+    if arguments.epochs is not None:
+        of_many_epochs(arguments.trials, arguments.epochs, repeats)
         return
     found = []
-    for _ in range(1 if arguments.quick else 5):
+    for _ in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
-            with (Path(folder) / "ledger.jsonl").open("w") as lines:
-                lines.writelines(json.dumps(event) + "\n" for event in ledger(arguments.trials))
-            command = [sys.executable, __file__, "--measure", folder]
-            found.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+            write_ledger(Path(folder), ledger(arguments.trials))
+            found.append(fresh("all", folder))
     medians = {name: statistics.median(one[name] for one in found) for name in found[0]}
     for name, value in medians.items():
         print(f"{name:<22}{value:10.3f}{'' if name == 'peak_mb' else ' s'}")
-    total = statistics.median(sum(value for name, value in one.items() if name != "peak_mb") for one in found)
+    total = statistics.median(map(_seconds, found))
     print(json.dumps({"seconds": round(total, 3), "peak_mb": round(medians["peak_mb"], 1), "trials": arguments.trials}))
 
 

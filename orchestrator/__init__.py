@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analysis import Results
+    from orchestrator.exporting import Exported
     from orchestrator.recipe import Recipe
 
 STORAGE = Path("runs")
@@ -97,6 +98,32 @@ def resume(
     return take_up(place(path), address, progress, retry_failed)
 
 
+def export(run: str | Path, rank: int = 1, format: str = "safetensors", output: str | Path | None = None) -> "Exported":
+    """Write a student of a run to a new folder: its network, `student.json` (architecture, input, classes, metrics,
+    where it comes from), MODEL_CARD.md in words, and the recipe. The run is only read.
+
+    Images are float32 [B, C, H, W] in [0, 1], any number of them; what comes out are logits [B, K].
+
+    Args:
+        run: its directory, or its address in an object store, as text.
+        rank: of the rows of `analysis.rank`; of several seeds it is the best by the objective.
+        format: `safetensors`, the weights; `torch`, a program for `torch.export.load`; `onnx`. The latter two hold
+            the whole network and normalise the images themselves.
+        output: default: in the working directory, named by run, rank and format.
+
+    Returns:
+        The folder, and how far the logits of what was written are from the student's on images of the run's data.
+
+    Raises:
+        BadInput: a mistake in what was given, or a student that cannot be written so.
+        RunFailed: what was written does not say what the student says; nothing is left of it.
+    """
+    from analysis.remote import place
+    from orchestrator import exporting
+
+    return exporting.export(place(run), rank, format, Path(output) if output is not None else None)
+
+
 def __getattr__(name: str) -> Any:
     if name == "Recipe":
         from orchestrator.recipe import Recipe
@@ -105,4 +132,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["Recipe", "resume", "run", "score"]
+__all__ = ["Recipe", "export", "resume", "run", "score"]

@@ -172,6 +172,35 @@ def rank(
         typer.echo(text, nl=False)
 
 
+@app.command()
+def report(
+    path: RunPath,
+    output: Annotated[Path | None, typer.Option(help="A file; default: report.html in the run's directory.")] = None,
+) -> None:
+    """Write what came out of a run, finished or not, as one HTML file that opens anywhere."""
+    from analysis import report
+
+    typer.echo(report.write(_place(path), output))
+
+
+@app.command()
+def export(
+    path: RunPath,
+    rank: Annotated[int, typer.Option(help="Which student, as `dux rank` orders them.")] = 1,
+    format_: Annotated[str, typer.Option("--format", help="safetensors, torch or onnx.")] = "safetensors",
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A new folder; default: named by run, rank and format.")
+    ] = None,
+) -> None:
+    """Write a student to a folder: its weights, or a network that runs without dux, and what others must know of it."""
+    where = _place(path)
+    from orchestrator import exporting
+    from orchestrator.plain_values import printable
+
+    for line in exporting.export(where, rank, format_, output).lines:
+        typer.echo(printable(line))
+
+
 LONGEST = 2_000  # characters of a message
 KINDS = ("spaces", "scores", "losses", "regimes", "samplers", "schedulers", "recipes", "data")
 

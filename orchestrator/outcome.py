@@ -1,16 +1,17 @@
 """What a run leaves behind: a table of scores, or its best student."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import analysis
 from analysis.ledger import cut_off
-from orchestrator.book import Trial
-from orchestrator.prepared import Search
-from orchestrator.recipe import resolved
+from orchestrator.book import Book, Proposal, Trial
+from orchestrator.ledger import Event
+from orchestrator.prepared import Search, book_of
+from orchestrator.recipe import Recipe, resolved
 from orchestrator.run_directory import SCORES, Run, RunFailed
 from orchestrator.specs import StageSpec
 from orchestrator.stage import stage_folder
@@ -60,33 +61,46 @@ def _deployed(metrics: Mapping[str, float]) -> dict[str, int]:
     return {name.removeprefix(begin): int(value) for name, value in metrics.items() if name.startswith(begin)}
 
 
-def _keep_best(run: Run, search: Search, index: int, stage: StageSpec) -> None:
-    """Write the best student's weights and description to `best/`, and the file that defines its space."""
-    book = search.book(stage, None)
-    for event in run.events():
+def replayed(recipe: Recipe, stage: StageSpec, events: Iterable[Event]) -> Book:
+    """The book of a stage, as a run's events tell it."""
+    book = book_of(recipe, stage, None)
+    for event in events:
         if event.get("stage") == stage.name:
             book.apply(event)
+    return book
+
+
+def best_trial(book: Book, proposal: int) -> Trial:
+    """Of a proposal's finished trials with the teacher the best by the objective."""
+    finished = [trial for trial in book.taught(proposal) if trial.status in ("completed", "stopped")]
+    return max(finished, key=lambda trial: trial.metrics["objective"])
+
+
+def description(search: Search, stage: StageSpec, proposal: Proposal, trial: Trial) -> dict[str, Any]:
+    """What a student's weights belong to, and what they have reached."""
+    return {
+        "space": search.space.name,
+        "arch": dict(proposal.arch),
+        "options": dict(search.space.options),
+        "params": dict(proposal.params),
+        "regime": resolved(stage.settings(), proposal.params)["regime"],
+        "cost": {**proposal.cost, "deployed": _deployed(trial.metrics)},
+        "seed": trial.seed,
+        "metrics": dict(trial.metrics),
+        "classes": list(search.data.classes),
+        "mean": list(search.data.mean),
+        "std": list(search.data.std),
+        "task": asdict(search.data.task),
+    }
+
+
+def _keep_best(run: Run, search: Search, index: int, stage: StageSpec) -> None:
+    """Write the best student's weights and description to `best/`, and the file that defines its space."""
+    book = replayed(run.recipe, stage, run.events())
     best = book.best()[0]
-    trial = max(book.taught(best), key=lambda trial: trial.metrics["objective"])
-    proposal = book.proposals[best]
-    export.save_student(
-        _checkpoint(run, index, stage, trial),
-        run.path / "best",
-        {
-            "space": search.space.name,
-            "arch": dict(proposal.arch),
-            "options": dict(search.space.options),
-            "params": dict(proposal.params),
-            "regime": resolved(stage.settings(), proposal.params)["regime"],
-            "cost": {**proposal.cost, "deployed": _deployed(trial.metrics)},
-            "seed": trial.seed,
-            "metrics": dict(trial.metrics),
-            "classes": list(search.data.classes),
-            "mean": list(search.data.mean),
-            "std": list(search.data.std),
-            "task": asdict(search.data.task),
-        },
-    )
+    trial = best_trial(book, best)
+    state = _checkpoint(run, index, stage, trial)
+    export.save_student(state, run.path / "best", description(search, stage, book.proposals[best], trial))
     if run.recipe.space.file:
         source = Path(run.recipe.space.file)
         with replacing(run.path / "best" / source.name) as temporary:

@@ -25,7 +25,7 @@ def html_of(results: Results, table: pd.DataFrame) -> str:
     state = "" if results.finished else f'<p class="note">{html.escape(_unfinished(results))}</p>'
     if table.empty or "valid_accuracy" not in table or table["valid_accuracy"].isna().all():
         return state + _nothing(results, table)
-    best = table.iloc[0].to_dict()
+    best = {str(name): value for name, value in table.iloc[0].items()}
     facts = [
         ("validation accuracy", _share(best, "valid_accuracy")),
         ("test accuracy", _share(best, "test_accuracy")),

@@ -32,7 +32,8 @@ def students(ranked: pd.DataFrame) -> str:
     columns = [entry for entry in _STUDENTS if entry[0] in ranked and ranked[entry[0]].notna().any()]
     head = "".join(f"<th>{html.escape(title)}</th>" for title in ("#", "student", *(c[1] for c in columns), "seeds"))
     rows = []
-    for row in ranked.head(SHOWN).to_dict("records"):
+    for record in ranked.head(SHOWN).to_dict("records"):
+        row = {str(name): value for name, value in record.items()}
         cells = [str(row["rank"]), html.escape(student_name(row["arch"]) + settings(row))]
         cells += [number(row[name], row.get(f"{name}_std"), factor, digits) for name, _, factor, digits in columns]
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in (*cells, str(row["seeds"]))) + "</tr>")
@@ -82,7 +83,7 @@ def trials(results: Results) -> dict[str, Any]:
     """All trials: columns that say something, and a row of plain values for each."""
     table = results.trials.assign(student=[student_name(arch) for arch in results.trials["arch"]])
     metrics = [name for name in number_columns(table) if is_metric(name) and name not in _FRONT]
-    chosen = [name for name in table if is_setting(name)]
+    chosen = [str(name) for name in table if is_setting(str(name))]
     shown = [*_FRONT, "params", "flops", *chosen, *metrics]
     shown = [name for name in dict.fromkeys(shown) if name in table and table[name].notna().any()]
     columns = {name: [_plain(value) for value in table[name]] for name in shown}
