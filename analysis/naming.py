@@ -20,7 +20,8 @@ def student_name(arch: str | Mapping[str, Any]) -> str:
         chosen = [str(values[name]) for name in names]
         if len(names) > 2:
             parts += [] if stem == "depth" and not parts else [stem]  # depths that come first speak for themselves
-            parts.append(("" if set(chosen) <= {"0", "1"} else "-").join(chosen))
+            are_bits = len(names) > 6 and set(chosen) <= {"0", "1"}  # a matrix of edges, and no depths
+            parts.append(("" if are_bits else "-").join(chosen))
         else:
             parts += [f"{name} {value}" for name, value in zip(names, chosen, strict=True)]
     return " ".join(parts)
