@@ -173,6 +173,20 @@ def rank(
 
 
 @app.command()
+def compare(
+    one: RunPath,
+    other: RunPath,
+    by: Annotated[str, typer.Option(help="The metric to compare by.")] = "valid_accuracy",
+) -> None:
+    """Two runs side by side: the students that both have, how alike they are ranked, and what either has spent."""
+    import analysis
+    from orchestrator.plain_values import printable
+
+    for line in analysis.compare(_place(one), _place(other), by).summary().splitlines():
+        typer.echo(printable(line))
+
+
+@app.command()
 def report(
     path: RunPath,
     output: Annotated[Path | None, typer.Option(help="A file; default: report.html in the run's directory.")] = None,

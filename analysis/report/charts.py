@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.agreement import agreement
+from analysis.comparing import best_so_far
 from analysis.errors import BadInput
 from analysis.naming import student_name
 from analysis.pareto import pareto
@@ -200,21 +201,19 @@ def _foretold(results: Results) -> Chart | None:
 
 
 def _best_so_far(results: Results) -> Chart:
-    epochs = results.epochs.sort_values("time", kind="stable")
-    spent = epochs["seconds"].cumsum()
-    taught = epochs["valid_accuracy"].where(~epochs["control"])
-    best = taught.cummax()
-    steps = best.notna() & (best != best.shift())
-    steps.iloc[-1] = steps.iloc[-1] or best.notna().iloc[-1]
+    table = best_so_far(results)
+    steps = table[(table["best"] != table["best"].shift()) | (table.index == table.index[-1])]
+    trace = {"type": "scatter", "mode": "lines+markers", "name": "best so far", "x": _list(steps["device_seconds"]),
+             "y": _list(100 * steps["best"]), "line": {"shape": "hv", "color": BLUE}}  # fmt: skip
     return Chart(
         "best",
         "Best so far",
         "The best validation accuracy against the device time that was spent until then, all trials counted.",
-        [{"type": "scatter", "mode": "lines+markers", "name": "best so far", "x": _list(spent[steps]),
-          "y": _list(100 * best[steps]), "line": {"shape": "hv", "color": BLUE}}],
-        {"title": {"text": "device time (s)"}}, {"title": {"text": "best validation accuracy (%)"}},
+        [trace],
+        {"title": {"text": "device time (s)"}},
+        {"title": {"text": "best validation accuracy (%)"}},
         tuple(_teacher_line(results)),
-    )  # fmt: skip
+    )
 
 
 def _timeline(results: Results) -> Chart:

@@ -156,7 +156,7 @@ def test_an_unknown_recipe_is_refused_with_the_nearest(dux):
     assert "did you mean 'quickstart'?" in dux("run", "quickstat").complaint()
 
 
-@pytest.mark.parametrize("command", ["rank", "status", "resume"])
+@pytest.mark.parametrize("command", ["rank", "status", "resume", "report"])
 @pytest.mark.parametrize("what", ["missing", "empty", "file"])
 def test_what_is_no_run_is_refused(dux, tmp_path, command, what):
     (tmp_path / "empty").mkdir()
@@ -185,6 +185,40 @@ def test_a_run_without_students_has_no_ranking(dux, tmp_path):
     assert (said.code, said.out) == (0, "no student has finished, or none is within --where\n")
     assert "unknown format 'xml'; known: csv, json, table" in dux("rank", tmp_path / "a", "--format", "xml").complaint()
     assert "--by takes" in dux("rank", tmp_path / "a", "--by", "params=few").complaint()
+
+
+def distilled(folder: Path, name: str) -> Path:
+    """A run of six students of one stage, who get better as they get wider."""
+    about = {"objective": {"valid_accuracy": 1.0}, "combine": "sum", "sampler": "grid", "scheduler": "none"}
+    with Run.create(Recipe.load("quickstart"), folder, name) as run:
+        run.ledger.append("stage", stage="short", index=1, trial="distill", epochs=1, seeds=1, control=False, **about)
+        for number in range(6):
+            of = {"stage": "short", "number": number}
+            arch, cost = {"width": 2 + number}, {"params": 100 * (2 + number), "flops": 1, "bytes": 1}
+            known = {"proposal": number, "seed": 0, "control": False, "params": {}, "parent": None, "start_epoch": 0}
+            run.ledger.append("trial", **of, **known, arch=arch, hash=f"{number:016x}", cost=cost, until=1)
+            metrics = {"objective": 0.5 + number / 20, "valid_accuracy": 0.5 + number / 20}
+            run.ledger.append("report", **of, epoch=1, seconds=1.0, worker="w:1", metrics=metrics)
+            run.ledger.append("end", **of, status="completed", reason=None)
+    return run.path
+
+
+def test_a_report_is_written_where_it_says(dux, tmp_path):
+    path = distilled(tmp_path, "a")
+    said = dux("report", path)
+    assert (said.code, said.out, said.err) == (0, f"{path / 'report.html'}\n", "")
+    assert "width=7" in (path / "report.html").read_text()
+    assert dux("report", path, "--output", tmp_path / "b.html").out == f"{tmp_path / 'b.html'}\n"
+    assert "cannot be written" in dux("report", path, "--output", tmp_path / "nowhere" / "b.html").complaint()
+
+
+def test_two_runs_are_compared(dux, tmp_path):
+    one, other = distilled(tmp_path, "a"), distilled(tmp_path, "b")
+    said = dux("compare", one, other)
+    assert (said.code, said.err) == (0, "")
+    assert "6 students in common, Kendall's tau 1.00" in said.out
+    Run.create(Recipe.load("quickstart"), tmp_path, "empty").close()
+    assert "empty" in dux("compare", one, tmp_path / "empty").complaint()
 
 
 def test_a_table_of_scores_by_itself_is_of_no_run(dux, tmp_path):
