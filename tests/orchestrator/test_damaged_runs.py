@@ -21,7 +21,7 @@ from orchestrator.recipe import Recipe
 from orchestrator.run_directory import Run, RunFailed
 from spaces.errors import BadInput
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(480)]
 
 RECIPE = {
     "name": "tiny",

@@ -11,7 +11,7 @@ import orchestrator
 from orchestrator.recipe import Recipe
 from orchestrator.run_directory import RunFailed
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
 
 SPACE = """
 import os, signal, sys

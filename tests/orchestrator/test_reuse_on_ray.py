@@ -10,7 +10,7 @@ import analysis
 import orchestrator
 from orchestrator.recipe import Recipe
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(200)]
 
 RECIPE = {
     "name": "tiny",

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -203,24 +202,6 @@ def test_students_share_a_gpu(tmp_path: Path) -> None:
     results = orchestrator.run(recipe, storage=tmp_path, name="gpu", progress=False)
     assert results.finished
     assert os.path.exists(results.path / "best" / "weights.safetensors")
-
-
-def test_a_ledger_cut_anywhere_is_taken_up_there(finished: analysis.Results, tmp_path: Path) -> None:
-    """Killed between any two events that follow each other at once: the end of a stage, a half-written proposal."""
-    whole = (finished.path / "ledger.jsonl").read_text().splitlines(keepends=True)
-    kinds = [json.loads(line)["event"] for line in whole]
-    first_of_final = next(i for i, line in enumerate(whole) if '"stage":"final"' in line and '"trial"' in line)
-    cuts = {"before keep": kinds.index("keep"), "half a proposal": first_of_final + 2, "torn": len(whole) - 12}
-    for name, cut in cuts.items():
-        run = tmp_path / name.replace(" ", "-")
-        shutil.copytree(finished.path, run)
-        torn = whole[cut][:20] if name == "torn" else ""
-        (run / "ledger.jsonl").write_text("".join(whole[:cut]) + torn)
-        if name != "torn":
-            shutil.rmtree(run / "stages" / "03-final")  # what had not begun yet has no checkpoints
-        resumed = orchestrator.resume(run, progress=False)
-        pd.testing.assert_frame_equal(resumed.trials[RESULT], finished.trials[RESULT], check_exact=True, obj=name)
-        pd.testing.assert_frame_equal(resumed.epochs[CURVE], finished.epochs[CURVE], check_exact=True, obj=name)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")

@@ -1,7 +1,7 @@
 """What dies or hangs under a running search: it ends in one line or goes on, and can always be resumed."""
 
+import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -22,7 +22,7 @@ from orchestrator.recipe import Recipe
 from orchestrator.watch import ClusterLost, watched
 from trainables import heartbeat
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(480)]
 
 ROOT = Path(__file__).parents[2]
 LONG = {
@@ -149,17 +149,28 @@ def own_ray() -> Iterator[None]:
         yield
 
 
-def test_ray_listens_on_localhost_only_and_asks_for_a_token(own_ray: None) -> None:
+LISTENING = """
+import contextlib, json, os, psutil, ray
+from orchestrator import cluster
+with cluster.connected(None):
     ray.get(ray.remote(num_cpus=0)(lambda: None).remote())
-    open_to_all = []
-    me = psutil.Process()
-    for process in [me, *me.children(recursive=True)]:
-        for socket in process.net_connections("inet"):
-            here = re.sub("^::ffff:", "", socket.laddr.ip) in ("127.0.0.1", "::1")
-            if socket.status == psutil.CONN_LISTEN and not here:
-                open_to_all.append((process.name(), socket.laddr))
-    assert open_to_all == []
-    assert os.environ["RAY_AUTH_MODE"] == "token"
+    found = []
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            sockets = process.net_connections("inet")
+            found += [[process.name(), socket.laddr.ip] for socket in sockets if socket.status == psutil.CONN_LISTEN]
+    print(json.dumps({"mode": os.environ["RAY_AUTH_MODE"], "listening": found}))
+"""
+
+
+def test_ray_listens_on_localhost_only_and_asks_for_a_token() -> None:
+    """In a process of its own, which has no other Ray."""
+    command = [sys.executable, "-c", LISTENING]
+    told = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+    assert len(told["listening"]) >= 5
+    local = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+    assert [(name, ip) for name, ip in told["listening"] if ip not in local] == []
+    assert told["mode"] == "token"
     if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
         assert (Path.home() / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
 
