@@ -27,6 +27,7 @@ from spaces.seeding import stable_hash
 
 PACKAGES = ("orchestrator", "trainables", "spaces", "analysis")
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+COMES_UP = 60.0  # seconds that a cluster whose dashboard answers has to take a job
 DETACHED = 130  # exit code after Ctrl-C: the job goes on
 
 
@@ -147,13 +148,20 @@ def _send(client: Any, recipe: Recipe, about: dict[str, str], after: Any) -> str
     command += ["--storage", storage, "--address", "auto", "--or-resume"]
     with TemporaryDirectory() as folder:
         pack(recipe, Path(folder))
-        identity: str = client.submit_job(
-            entrypoint=shlex.join(command),
-            submission_id=f"dux-{name}" if tries == 1 else f"dux-{name}~{tries}",
-            runtime_env={"working_dir": folder},
-            metadata={**about, "dux_try": str(tries)},
-        )
-    return identity
+        job = {
+            "entrypoint": shlex.join(command),
+            "submission_id": f"dux-{name}" if tries == 1 else f"dux-{name}~{tries}",
+            "runtime_env": {"working_dir": folder},
+            "metadata": {**about, "dux_try": str(tries)},
+        }
+        until = time.monotonic() + COMES_UP
+        while True:
+            try:
+                return str(client.submit_job(**job))
+            except RuntimeError as error:  # a cluster that has just been started takes no jobs yet
+                if "No available agent" not in str(error) or time.monotonic() > until:
+                    raise
+            time.sleep(1)
 
 
 def pack(recipe: Recipe, folder: Path) -> None:

@@ -33,7 +33,7 @@ PARAM_SPACE = {"bias": tune.choice([True, False])}
 def build(arch, task):
     return nn.Sequential(nn.Flatten(), nn.Linear(task.channels * task.image_size**2, task.classes, bias=arch["bias"]))
 '''
-STAGE = {"name": "only", "trial": "distill", "epochs": 40, "trials": 2, "sampler": "grid"}
+STAGE = {"name": "only", "trial": "distill", "epochs": 400, "trials": 2, "sampler": "grid"}
 
 
 def free_port() -> int:
