@@ -2,7 +2,6 @@
 
 import html
 import math
-import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.errors import BadInput
+from analysis.files import replacing
 from analysis.ledger import Ledger, broken, events, frames, ledger_file
 from analysis.remote import Address, fetched, place
 from analysis.schema import LAYOUT
@@ -147,13 +147,8 @@ def write(run_dir: str | Path, trials: pd.DataFrame, epochs: pd.DataFrame, ledge
         mark = {b"dux.ledger_bytes": str(ledger_bytes).encode(), b"dux.layout": str(LAYOUT).encode()}
         arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), **mark})
         arrow = arrow.replace_schema_metadata({**arrow.schema.metadata, _CHECK: _checksum(arrow.schema)})
-        file = Path(run_dir) / name
-        beside = file.with_name(f".{name}.{os.getpid()}.tmp")
-        try:
+        with replacing(Path(run_dir) / name) as beside:
             pq.write_table(arrow, beside, write_page_checksum=True)
-            os.replace(beside, file)
-        finally:
-            beside.unlink(missing_ok=True)
 
 
 def write_tables(run_dir: str | Path) -> None:

@@ -2,8 +2,6 @@
 
 import html
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import BadInput
+from analysis.files import replacing
 from analysis.remote import Address, place, read
 from analysis.report import answer, charts, tables
 from analysis.results import Results, load
@@ -35,10 +34,8 @@ def write(run: str | Path, output: str | Path | None = None) -> Path:
     text = page(load(where), _beside(where))
     file = Path(output)
     try:
-        with tempfile.NamedTemporaryFile("w", dir=file.resolve().parent, prefix=f".{file.name}.", delete=False) as new:
-            new.write(text)
-        os.chmod(new.name, 0o644)
-        os.replace(new.name, file)
+        with replacing(file) as beside:
+            beside.write_text(text, encoding="utf-8")
     except OSError as error:
         raise BadInput(f"{file}: cannot be written: {error.strerror}") from error
     return file

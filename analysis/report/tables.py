@@ -43,8 +43,8 @@ def students(ranked: pd.DataFrame) -> str:
 
 def settings(row: dict[str, Any]) -> str:
     """How a student was trained, where that was searched."""
-    found = {name: value for name, value in row.items() if is_setting(str(name)) and not _missing(value)}
-    found = {name.rpartition(".")[2]: value for name, value in found.items() if name.startswith("set.")}
+    chosen = {name: value for name, value in row.items() if name.startswith("set.") and not _missing(value)}
+    found = {name.rpartition(".")[2]: value for name, value in chosen.items()}
     shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in found.items()}
     return "".join(f", {name} {value}" for name, value in shown.items())
 
