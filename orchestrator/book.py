@@ -88,7 +88,8 @@ class Book:
         self.hopeless = False  # whether too many trials have failed to go on
         self._ends: Counter[Status] = Counter()
         self.failure: Exception | None = None  # what Tune's callbacks have raised, which Tune hides
-        self._values: dict[int, float] | None = None
+        self._values: dict[int, float] = {}  # of proposals, as far as they have been asked for
+        self._are_ranked = False  # whether `_values` are ranks among all results so far
 
     # What happens
 
@@ -213,12 +214,11 @@ class Book:
             self.members.append([])
         trial = Trial(event["number"], event["proposal"], event["seed"], event["control"])
         self.trials[trial.number] = self._open[trial.number] = trial
-        if trial.proposal in (self._values or {}):
-            self._values = None  # it has been begun anew: a further seed that a kill had cut off
+        self._forget_value(trial)  # it may have been begun anew: a further seed that a kill had cut off
         self.members[trial.proposal].append(trial)
 
     def _apply_report(self, event: Event) -> None:
-        trial, self._values = self.trials[event["number"]], None
+        trial = self._forget_value(self.trials[event["number"]])
         trial.status = "running"
         trial.reports.append(event)
         objective = event["metrics"].get("objective")
@@ -226,7 +226,7 @@ class Book:
             trial.status = "stopped"
 
     def _apply_end(self, event: Event) -> None:
-        trial, self._values = self.trials[event["number"]], None
+        trial = self._forget_value(self.trials[event["number"]])
         trial.status, trial.reason, trial.ended = event["status"], event["reason"], True
         self._open.pop(trial.number, None)
         self._ends[trial.status] += 1
@@ -236,7 +236,7 @@ class Book:
         self.trials[event["number"]].lost.append(event)
 
     def _apply_retry(self, event: Event) -> None:
-        trial, self._values = self.trials[event["number"]], None
+        trial = self._forget_value(self.trials[event["number"]])
         trial.status = "running" if trial.reports else "waiting"
         trial.reason, trial.ended, trial.lost = None, False, []
         self._open[trial.number] = trial
@@ -271,8 +271,10 @@ class Book:
 
     def value(self, proposal: int) -> float | None:
         """A proposal's objective, averaged over its seeds; None while it is not known, or has no term."""
-        if self._values is None:
-            self._values = self._ranked() if self.combine == "rank" else self._summed()
+        if self.combine == "rank" and not self._are_ranked:
+            self._values, self._are_ranked = self._ranked(), True
+        if self.combine == "sum" and proposal not in self._values and (summed := self._summed(proposal)) is not None:
+            self._values[proposal] = summed
         value = self._values.get(proposal)
         return None if value is None or math.isnan(value) else value
 
@@ -319,13 +321,17 @@ class Book:
         """How many trials are in this state."""
         return sum(trial.status == status for trial in self.trials.values())
 
-    def _summed(self) -> dict[int, float]:
-        values = {}
-        for p in range(len(self.proposals)):
-            trials = self.taught(p)
-            if all(trial.status in ("completed", "stopped") and trial.reports for trial in trials):
-                values[p] = float(np.mean([trial.metrics["objective"] for trial in trials]))
-        return values
+    def _summed(self, proposal: int) -> float | None:
+        trials = self.taught(proposal)
+        if not all(trial.status in ("completed", "stopped") and trial.reports for trial in trials):
+            return None
+        return float(np.mean([trial.metrics["objective"] for trial in trials]))
+
+    def _forget_value(self, trial: Trial) -> Trial:
+        """What a trial's proposal is worth has changed; ranks may have, of all proposals."""
+        self._values.pop(trial.proposal, None)
+        self._are_ranked = False
+        return trial
 
     def _ranked(self) -> dict[int, float]:
         scored = [p for p in range(len(self.proposals)) if self.status(p) == "completed"]

@@ -25,11 +25,12 @@ from analysis.remote import Address, place
 from orchestrator import mending, model_card, paths
 from orchestrator.addresses import address_of
 from orchestrator.book import Book, Proposal, Trial
+from orchestrator.existing import check_run
 from orchestrator.outcome import best_trial, description, replayed
 from orchestrator.prepared import Search
 from orchestrator.recipe import Recipe, resolved
 from orchestrator.reuse import basis
-from orchestrator.run_directory import RunFailed, check_run, own_recipe
+from orchestrator.run_directory import RunFailed, own_recipe
 from orchestrator.specs import StageSpec
 from orchestrator.stage import stage_folder
 from spaces import BadInput
@@ -95,6 +96,8 @@ def export(run: Path | Address, rank: int, format: str, output: Path | None) -> 
         _check_free(output)
     with _at_hand(run) as (folder, store):
         recipe = own_recipe(folder)
+        if recipe.replay:
+            raise BadInput(f"{run} is a replay of recorded results: it trained nothing that could be exported")
         mending.check_ledger(folder, recipe)
         results = analysis.load(folder)
         target = output or Path(f"{results.name}-rank{rank}-{format}")

@@ -4,7 +4,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,16 +14,18 @@ from ray.exceptions import RayTaskError
 
 import analysis
 from analysis import remote, report
-from orchestrator import cluster, mending, paths
+from orchestrator import cluster, mending, paths, tracking
 from orchestrator.addresses import Address, address_of, is_there, to_resume, working_directory
+from orchestrator.existing import check_run
 from orchestrator.failures import begin_again
 from orchestrator.mirror import Mirror, mirrored
 from orchestrator.pipeline import execute
 from orchestrator.prepared import Search
 from orchestrator.progress import Progress
 from orchestrator.recipe import Recipe
+from orchestrator.replay import Replay
 from orchestrator.reuse import Origin
-from orchestrator.run_directory import SCORES, Run, RunFailed, check_new, check_run, default_name, own_recipe
+from orchestrator.run_directory import SCORES, Run, RunFailed, check_new, default_name, own_recipe
 from orchestrator.same import check_same
 from orchestrator.scoring import reduced
 from orchestrator.signals import terminated_like_interrupted
@@ -55,20 +57,32 @@ def launch(
         return take_up(storage / name, address, progress)
     if name is not None:
         check_new(storage / name, name)
-    search = Search.prepare(loaded)
+    tracking.check(loaded)
+    search = _prepared(loaded)
     copied = None
     if origin is not None:
+        if isinstance(search, Replay):
+            raise BadInput("--from keeps what was trained, and a replay trains nothing; leave one of them out")
         _start_from(origin, search)  # what is wrong with it is told before anything begins
         copied = partial(_start_from, origin, search)
     if isinstance(storage, Address):
         where = storage / (name or default_name(loaded))
         folder = working_directory(where)
-        with cluster.connected(address):
+        with _workers(search, address):
             Run.create(loaded, folder.parent, folder.name, copied).close()
             with mirrored(where, new=True) as (path, mirror), Run(path) as run:
                 return _execute(run, search, progress, mirror)
-    with cluster.connected(address), Run.create(loaded, storage, name, copied) as run:
+    with _workers(search, address), Run.create(loaded, storage, name, copied) as run:
         return _execute(run, search, progress)
+
+
+def _prepared(recipe: Recipe, kept: Path | None = None) -> Search | Replay:
+    return Replay.prepare(recipe) if recipe.replay else Search.prepare(recipe, kept)
+
+
+def _workers(search: Search | Replay, address: str | None) -> AbstractContextManager[None]:
+    """Ray while the block runs; a replay's workers are simulated."""
+    return nullcontext() if isinstance(search, Replay) else cluster.connected(address)
 
 
 def _start_from(origin: Path | Address, search: Search, folder: Path | None = None) -> None:
@@ -139,13 +153,16 @@ def take_up(
         paths.check_links(path)
         if analysis.load(path).finished:
             mending.restore(path)
+            tracking.catch_up(path)
             return _results(path)
-        search = Search.prepare(own_recipe(path), kept=path)
+        recipe = own_recipe(path)
+        tracking.check(recipe)
+        search = _prepared(recipe, kept=path)
         mending.check_ledger(path, search.recipe)
         with Run.open(path) as run:
             if retry_failed:
                 _begin_again(run, search)
-            with cluster.connected(address):
+            with _workers(search, address):
                 return _execute(run, search, progress, mirror)
 
 
@@ -154,7 +171,7 @@ def _results(path: Path) -> analysis.Results:
     return replace(analysis.load(path), paths=(address_of(path) or path,))
 
 
-def _begin_again(run: Run, search: Search) -> None:
+def _begin_again(run: Run, search: Search | Replay) -> None:
     """Note that the failed trials of the stage that has not ended are begun again."""
     for stage in run.recipe.stages:
         book = search.book(stage, run.ledger)
@@ -172,12 +189,17 @@ def _with(recipe: Recipe | str | Path, overrides: Mapping[str, Any]) -> Recipe:
     return Recipe.load(recipe, overrides)
 
 
-def _execute(run: Run, search: Search, progress: bool | None, mirror: Mirror | None = None) -> analysis.Results:
+def _execute(
+    run: Run, search: Search | Replay, progress: bool | None, mirror: Mirror | None = None
+) -> analysis.Results:
     if mirror is not None:
         mirror.serve(run)
     try:
-        with terminated_like_interrupted(), Progress(run, progress) as shown:
-            execute(run, search, shown)
+        with terminated_like_interrupted(), tracking.Tracking(run, search.space), Progress(run, progress) as shown:
+            if isinstance(search, Replay):
+                search.execute(run, shown)
+            else:
+                execute(run, search, shown)
             _report(run)
             run.sync()
     except (Interrupted, KeyboardInterrupt):

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.clock: Callable[[], float] = time.time  # of the events; virtual in a replay
         _drop_torn_line(path)
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (held for the life of the run)
         self.failure: OSError | None = None  # why nothing more may be written: the run's object store stays away
@@ -33,7 +35,7 @@ class Ledger:
         """
         if self.failure is not None:
             raise self.failure
-        line = json.dumps({"event": event, "time": time.time(), **values}, default=_plain, allow_nan=True)
+        line = json.dumps({"event": event, "time": self.clock(), **values}, default=_plain, allow_nan=True)
         plain: Event = _without_nan(json.loads(line))
         data = (json.dumps(plain, separators=(",", ":"), allow_nan=False) + "\n").encode()
         # Not tell(): after an earlier failure the position lies beyond the end.

@@ -50,7 +50,7 @@ def restore(path: Path) -> None:
         try:
             if damaged:
                 check_ledger(path, run.recipe)
-                outcome.keep(run, Search.prepare(run.recipe, kept=path))
+                outcome.keep(run, None if run.recipe.replay else Search.prepare(run.recipe, kept=path))
             run.write_tables()
         except OSError as error:
             where = error.filename or path

@@ -37,7 +37,7 @@ HASTE = 10.0  # seconds of patience where a run ends because something else has 
 LEASE = "lock.json"
 TOKEN = "lease"  # in the working directory: what its leases are known by
 SENT = "sent"  # there, too: how long the ledger is in the store
-FOLDERS = ("best", "origin")  # besides what lies in the directory itself; `reuse` keeps the latter
+FOLDERS = ("best", "origin", "tracking")  # besides what lies in the directory itself; `reuse` keeps the latter
 NOT_SENT = ("ledger.jsonl", "lock", LEASE, TOKEN, SENT, FILE)
 
 

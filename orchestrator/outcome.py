@@ -20,10 +20,17 @@ from trainables.checkpoints import checkpoint_name, unpacked
 from trainables.files import replacing
 
 
-def keep(run: Run, search: Search) -> None:
-    """Write what the last stage leaves behind, a table of scores or the best student, and note it in the ledger."""
+def keep(run: Run, search: Search | None) -> None:
+    """Write what the last stage leaves behind, a table of scores or the best student, and note it in the ledger.
+
+    Args:
+        search: None for a replay, which trains nothing and has no student to leave behind.
+    """
     stage = run.recipe.stages[-1]
-    if stage.trial == "distill":
+    if stage.trial == "distill" and search is None:
+        files = []
+    elif stage.trial == "distill":
+        assert search is not None
         _keep_best(run, search, len(run.recipe.stages) - 1, stage)
         files = sorted(path for path in (run.path / "best").iterdir() if path.is_file())
     else:

@@ -85,7 +85,7 @@ def _with_paths(raw: Mapping[str, Any], change: Callable[[str], str]) -> dict[st
         return part
 
     found = dict(raw)
-    for name, key in (("task", "path"), ("teacher", "weights")):
+    for name, key in (("task", "path"), ("teacher", "weights"), ("replay", "table")):
         if name in found:
             found[name] = changed(found[name], key)
     if isinstance(found.get("more_teachers"), list):

@@ -110,7 +110,13 @@ def _joined_by_rivals(
 def _announce(
     ledger: Ledger, index: int, stage: StageSpec, search: Search, taught_by: Mapping[str, TeacherContext]
 ) -> Event:
-    book = search.book(stage, None)
+    basis = reuse.basis(search, stage, taught_by, _tests(search.recipe, stage))
+    return announce(ledger, index, search.book(stage, None), basis)
+
+
+def announce(ledger: Ledger, index: int, book: Book, basis: Any) -> Event:
+    """Note that a stage begins; `basis` is what its results depend on besides its own specification."""
+    stage = book.stage
     return ledger.append(
         "stage",
         stage=stage.name,
@@ -125,7 +131,7 @@ def _announce(
         control=stage.control,
         keep=stage.keep,
         ensemble=stage.ensemble,
-        basis=reuse.basis(search, stage, taught_by, _tests(search.recipe, stage)),
+        basis=basis,
     )
 
 

@@ -15,8 +15,10 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator import tracking
 from orchestrator.prepared import Search
 from orchestrator.recipe import Recipe
+from orchestrator.replay import Replay
 from orchestrator.schedulers import rungs
 from orchestrator.specs import StageSpec
 from spaces.seeding import generator
@@ -35,6 +37,9 @@ SCORE_COST = 3.0  # forward-backward passes of one batch, for a score; measured,
 
 def plan(recipe: Recipe) -> RenderableType:
     """The resolved recipe, the size of the space and how much of it is within the limits, and what it would cost."""
+    tracking.check(recipe)
+    if recipe.replay:
+        return _replayed(recipe)
     search = Search.prepare(recipe)
     size, share = search.space.size(), search.feasible.share(SAMPLE)
     limits = ", ".join(f"{name} <= {limit:,g}" for name, limit in recipe.limits.given().items()) or "no limits"
@@ -65,6 +70,13 @@ def plan(recipe: Recipe) -> RenderableType:
         f"about {total:,.0f} device-seconds, besides the teacher's training, its outputs and start-up; nothing was run"
     )
     return Group(Syntax(recipe.to_yaml(), "yaml"), *map(Text, lines), table, Text(note))
+
+
+def _replayed(recipe: Recipe) -> RenderableType:
+    replay = Replay.prepare(recipe)
+    within = f"{len(replay.feasible.within):,} of them within the limits"
+    line = f"replays {len(replay.table):,} recorded students, {within}, in virtual time; nothing is trained"
+    return Group(Syntax(recipe.to_yaml(), "yaml"), Text(line))
 
 
 def _proposals(stage: StageSpec, carried: int | None, candidates: float) -> int:

@@ -15,6 +15,7 @@ from orchestrator.feasible import LISTABLE, Feasible
 from orchestrator.recipe import domains_in
 from orchestrator.samplers.distributions import decode, distributions, encode
 from orchestrator.samplers.grid import order, point
+from orchestrator.samplers.known import Known, study_of
 from orchestrator.schedulers import Population
 from orchestrator.specs import Rivals, StageSpec
 from spaces import BadInput, Space
@@ -68,6 +69,11 @@ class SearchProposer:
         self._times = np.zeros(len(self._places), dtype=int)  # that each candidate was proposed
         self._counted = 0  # proposals that are in `_times`
         self._passed: dict[str, int] = {}  # of each grid: how many of its points are known or over a limit
+        self._distributions = distributions(self.param_space)
+        self._history = Known([optuna.study.StudyDirection.MAXIMIZE] * max(1, len(stage.pareto)))
+        self._study = study_of(self._history)
+        self._unsettled: set[int] = set()  # proposals whose trial in there may change
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
 
     @property
     def learns(self) -> bool:
@@ -87,7 +93,7 @@ class SearchProposer:
             fixed = {}  # a student to begin with that is known by now, or over a limit when measured again
         if self.stage.sampler.name == "grid":
             return self._on_grid(book, fixed)
-        study = self._study(book)
+        study = self._told(book)
         for attempt in range(ATTEMPTS):
             found = self._new(self._ask(study, number, attempt, fixed), book)
             if found is not None:
@@ -219,7 +225,7 @@ class SearchProposer:
                 known = {name: domain for name, domain in self.param_space.items() if name in fixed}
                 sampler = optuna.samplers.PartialFixedSampler(encode(known, fixed), sampler)
             study.sampler = sampler
-            trial = study.ask(distributions(self.param_space))
+            trial = study.ask(self._distributions)
         return self._allowed({**decode(self.param_space, trial.params), **fixed}, seed)
 
     def _allowed(self, params: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -230,13 +236,21 @@ class SearchProposer:
         arch = {name: params[name] for name in self.space.param_space}
         return params if self.space.allows(arch) else {**params, **self.space.mutate(arch, generator(seed, "allowed"))}
 
-    def _study(self, book: Book) -> optuna.Study:
-        """What the book holds, as Optuna sees it."""
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        study = optuna.create_study(directions=["maximize"] * max(1, len(self.stage.pareto)))
-        if self.learns:
-            study.add_trials([self._frozen(book, p) for p in range(len(book.proposals))])
-        return study
+    def _told(self, book: Book) -> optuna.Study:
+        """What the book holds, as Optuna sees it. Only what may have changed since the last ask is looked at."""
+        self._history.forget()
+        if not self.learns:
+            return self._study
+        new = range(len(self._history.trials), len(book.proposals))
+        for p in sorted({*self._unsettled, *new}):
+            trial = self._frozen(book, p)
+            self._history.know(p, trial)
+            (self._unsettled.add if trial.state == State.RUNNING else self._unsettled.discard)(p)
+        if book.combine == "rank" and not self.stage.pareto:  # each result may change the ranks of all
+            for p, trial in enumerate(self._history.trials):
+                if trial.state == State.COMPLETE:
+                    trial.values = [book.value(p)]
+        return self._study
 
     def _frozen(self, book: Book, p: int) -> optuna.trial.FrozenTrial:
         """A proposal as Optuna sees it: failed, pruned (with its curve), running, or complete with its value."""
@@ -255,7 +269,7 @@ class SearchProposer:
             state=state,
             values=values if state == State.COMPLETE else None,
             params=encode(self.param_space, {**proposal.arch, **proposal.params}),
-            distributions=distributions(self.param_space),
+            distributions=self._distributions,
             intermediate_values={} if self.stage.pareto else curve,
         )
 

@@ -9,7 +9,21 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from orchestrator import plain_values, reading
-from orchestrator.specs import DEFAULTS, Limits, Model, Resources, Rivals, SpaceSpec, StageSpec, TaskSpec, TeacherSpec
+from orchestrator.specs import (
+    DEFAULTS,
+    Limits,
+    MLflowSpec,
+    Model,
+    ReplaySpec,
+    Resources,
+    Rivals,
+    SpaceSpec,
+    StageSpec,
+    TaskSpec,
+    TeacherSpec,
+    TrackingSpec,
+    WandbSpec,
+)
 from spaces.domains import Domain, from_config, is_domain_config
 from spaces.errors import BadInput, unknown
 from spaces.space import sample
@@ -42,6 +56,8 @@ class Recipe(Model):
     # Once 10 trials of a stage have ended, or all of fewer, a larger share of failed ones ends the run.
     max_failure_rate: float = Field(0.8, gt=0, le=1)
     teacher_cache_gb: float = Field(2.0, ge=0)
+    tracking: TrackingSpec = Field(default_factory=TrackingSpec)
+    replay: ReplaySpec | None = None  # results from a table, in virtual time; nothing is trained
     stages: list[StageSpec] = Field(min_length=1)
 
     @model_validator(mode="before")
@@ -216,6 +232,10 @@ def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
         "resources": Resources,
         "stages": StageSpec,
         "rivals": Rivals,
+        "replay": ReplaySpec,
+        "tracking": TrackingSpec,
+        "mlflow": MLflowSpec,
+        "wandb": WandbSpec,
     }
     if len(location) > 1:
         model = models.get(str(location[-2])) or models.get(str(location[0]), Recipe)

@@ -141,7 +141,7 @@ class BookScheduler(_NotTunesToKeep, FIFOScheduler):
     def _take(self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]) -> None:
         try:
             for report in result.get("reports", []):
-                self._note(report)
+                self.note(report)
             self.on_change(_numbers(trial))
         except Exception as error:
             # Not raised: of a trial's last report, Tune would print it, go on, and have the trial fail of it.
@@ -149,7 +149,8 @@ class BookScheduler(_NotTunesToKeep, FIFOScheduler):
         if self.book.hopeless:
             tune_controller.request_stop_experiment()
 
-    def _note(self, report: Mapping[str, Any]) -> None:
+    def note(self, report: Mapping[str, Any]) -> None:
+        """Write what a worker has told of one trial into the book."""
         number = report["number"]
         if "disk" in report:
             raise OSError(*report["disk"])  # no fault of the trial: it stays unfinished, and the run ends

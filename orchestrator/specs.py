@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from spaces.domains import is_domain_config
+from spaces.errors import unknown
 from trainables.regimes import REGIMES
 
 
@@ -77,6 +78,13 @@ class Limits(Model):
         return {name: value for name, value in self.model_dump().items() if value is not None}
 
 
+class ReplaySpec(Model):
+    """Recorded results in place of trainings: see `orchestrator.replay`."""
+
+    table: str  # a Parquet file
+    where: dict[str, Any] = {}  # the rows that count: values by column
+
+
 class Rivals(Model):
     """Random students, about as large as the best survivor, that are distilled beside the survivors: their control."""
 
@@ -89,6 +97,54 @@ class Resources(Model):
 
     cpu: float = Field(1, gt=0)
     gpu: float = Field(0, ge=0)
+
+
+class TensorBoardSpec(Model):
+    """Event files in the run's directory; nothing to choose."""
+
+
+class MLflowSpec(Model):
+    """Where MLflow keeps runs; without `uri` as its environment says (MLFLOW_TRACKING_URI)."""
+
+    uri: str | None = Field(None, min_length=1)
+    experiment: str = Field("dux", min_length=1)
+
+
+class WandbSpec(Model):
+    """A project of Weights & Biases; without `mode` as its environment says (WANDB_MODE), and else online."""
+
+    project: str = Field("dux", min_length=1)
+    entity: str | None = None
+    mode: Literal["online", "offline"] | None = None
+
+
+class OptunaSpec(Model):
+    """A journal for each stage, which optuna-dashboard opens; nothing to choose."""
+
+
+class TrackingSpec(Model):
+    """The tools that a search is sent to (see `orchestrator.tracking`); in a recipe also a name, or a list of names."""
+
+    tensorboard: TensorBoardSpec | None = None
+    mlflow: MLflowSpec | None = None
+    wandb: WandbSpec | None = None
+    optuna: OptunaSpec | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        names = [value] if isinstance(value, str) else value
+        if isinstance(names, list):
+            for name in names:
+                if not isinstance(name, str) or name not in cls.model_fields:
+                    raise unknown("tool", name, cls.model_fields)
+            return {name: {} for name in names}
+        # A tool with nothing behind its colon is wanted, too.
+        return {name: {} if own is None else own for name, own in value.items()} if isinstance(value, dict) else value
+
+    def given(self) -> list[str]:
+        """The tools that are named."""
+        return [name for name in type(self).model_fields if getattr(self, name) is not None]
 
 
 def _named(value: object) -> object:
