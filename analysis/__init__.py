@@ -5,6 +5,7 @@ from analysis.combine import combine_ranks, ensemble
 from analysis.comparing import Comparison, best_so_far, compare
 from analysis.confidence import Confidence, confidence
 from analysis.curves import curves
+from analysis.displays import Shown, show
 from analysis.errors import BadInput
 from analysis.importance import effects, importance
 from analysis.pareto import hypervolume, pareto
@@ -18,6 +19,7 @@ __all__ = [
     "Comparison",
     "Confidence",
     "Results",
+    "Shown",
     "agreement",
     "agreement_with",
     "are_current",
@@ -40,6 +42,7 @@ __all__ = [
     "pareto",
     "rank",
     "rank_scores",
+    "show",
     "weight_sweep",
     "write_tables",
 ]

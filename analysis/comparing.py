@@ -12,6 +12,7 @@ import pandas as pd
 from analysis import target as targets
 from analysis.errors import BadInput, unknown
 from analysis.judge import Judge
+from analysis.naming import student_name
 from analysis.predictors import Predictor
 from analysis.ranking import FINISHED, rank
 from analysis.results import Results, distinct_names, load, renamed
@@ -206,16 +207,10 @@ def _overview(side: Results, stage: str | None, metric: str) -> dict[str, object
         "trials": len(side.trials),
         "device_seconds": side.device_seconds,
         "wall_seconds": side.seconds,
-        "best": None if best is None else _choices(best),
+        "best": None if best is None else student_name(best["arch"]),
         "params": None if best is None else best["params"],
         metric: math.nan if best is None else best.get(metric, math.nan),
     }
-
-
-def _choices(row: pd.Series) -> str:
-    """An architecture in short."""
-    choices = {str(c).removeprefix("arch."): row[c] for c in row.index if str(c).startswith("arch.")}
-    return ", ".join(f"{name} {value}" for name, value in choices.items() if pd.notna(value))
 
 
 def _shared(sides: Sequence[Results], values: Sequence[pd.Series], metric: str) -> pd.DataFrame:

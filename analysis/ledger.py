@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.errors import BadInput
 from analysis.remote import Address, fetched, place
-from analysis.schema import EPOCHS, TRIALS, Column, is_setting
+from analysis.schema import EPOCHS, STAGES, TRIALS, Column, is_setting
 
 SCHEMA = 1
 """The newest ledger that can be read."""
@@ -37,6 +37,7 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "run_end": ("seconds",),
     "resume": (),
 }
+KNOWN = frozenset(_REQUIRED)
 # Types of an event's values, whichever it is; null where it may be missing. JSON has no other integers and numbers.
 _NUMBER = (int, float)
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -55,24 +56,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
 _GREATEST = 2**63  # what a column of whole numbers holds
 _PER_TRIAL = ("trial", "report", "lost", "end", "retry")
 _BULKY = re.compile(rb'"event"\s*:\s*"(trial|report|lost|end|retry)"')
-_BULKY_AS_WRITTEN = tuple(f'{{"event": "{kind}", '.encode() for kind in _PER_TRIAL)  # nearly all, told at once
-_STAGE_DTYPES = {
-    "run": "string",
-    "stage": "string",
-    "stage_index": "int64",
-    "trial": "string",
-    "objective": "string",
-    "combine": "string",
-    "ensemble": "string",
-    "sampler": "string",
-    "scheduler": "string",
-    "epochs": "Int64",
-    "seeds": "Int64",
-    "control": "boolean",
-    "kept": "string",
-    "seconds": "float64",
-    "slots": "Int64",
-}
+_BULKY_AS_WRITTEN = tuple(f'{{"event":"{kind}",'.encode() for kind in _PER_TRIAL)  # nearly all, told at once
+_STAGE_DTYPES = {column.name: column.dtype for column in STAGES}
 
 
 def ledger_file(path: str | Path) -> Path:
@@ -270,7 +255,7 @@ class Ledger:
                 # A resumed run names its teacher again, as kept; the first time says what it cost.
                 self.teachers.setdefault(event.get("which") or event["name"], event)
             case "stage":
-                self.stages.setdefault(event["stage"], dict(event))
+                self.stages.setdefault(event["stage"], {**event, "began": event.get("time")})
             case "trial":
                 self._stage(event)
                 self._trials.setdefault((event["stage"], event["number"]), _Trial(event))
@@ -285,7 +270,8 @@ class Ledger:
             case "keep":
                 self._stage(event)["kept"] = event["proposals"]
             case "stage_end":
-                self._stage(event).update(seconds=event["seconds"], slots=event.get("slots"))
+                told = {"seconds": event["seconds"], "slots": event.get("slots"), "ended": event.get("time")}
+                self._stage(event).update(told)
             case "run_end":
                 self.finished, self.seconds = True, event["seconds"]
             case "resume":

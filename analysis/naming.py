@@ -1,8 +1,10 @@
-"""Short names of students, for tables and pictures."""
+"""Short names of students and of how they were trained, and numbers of others, for tables and pictures."""
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -25,3 +27,17 @@ def student_name(arch: str | Mapping[str, Any]) -> str:
         else:
             parts += [f"{name} {value}" for name, value in zip(names, chosen, strict=True)]
     return " ".join(parts)
+
+
+def setting_names(settings: Iterable[str]) -> dict[str, str]:
+    """Hyperparameters by their last part (`set.losses.kd.temperature`: `temperature`), or by their last two where that
+    alone would not tell one from another."""
+    parts = {name: name.removeprefix("set.").split(".") for name in settings}
+    ends = Counter(part[-1] for part in parts.values())
+    return {name: part[-1] if ends[part[-1]] == 1 else ".".join(part[-2:]) for name, part in parts.items()}
+
+
+def known_number(value: object) -> float | None:
+    """A finite number, or None for anything else that a run may say."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else None  # type: ignore[arg-type]

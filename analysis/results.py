@@ -1,12 +1,11 @@
 """The results of a run, loaded from its directory: no pickle is read, neither Ray nor torch is needed."""
 
-import html
-import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,23 +14,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.errors import BadInput
+from analysis.event_table import event_table
 from analysis.files import replacing
 from analysis.ledger import Ledger, broken, events, frames, ledger_file
 from analysis.remote import Address, fetched, place
-from analysis.schema import LAYOUT
+from analysis.schema import LAYOUT, LEDGER
 
 STATUSES = ("completed", "stopped", "failed", "running", "waiting")
 _TABLES = ("trials.parquet", "epochs.parquet")
 
 
-@dataclass(frozen=True, eq=False)
+def _no_events() -> pd.DataFrame:
+    return pd.DataFrame({column.name: pd.Series(dtype=column.dtype) for column in LEDGER})
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Results:
     """What came out of one run, or of several side by side.
 
     Args:
         paths: the runs' directories, or addresses in an object store.
         name: of the run; of several, their names with commas.
-        trials: a row a trial; `analysis.schema` describes the columns.
+        trials: a row a trial; `analysis.describe_columns` says what the columns of this table and the others mean.
         epochs: a row a report; read from its file when it is first asked for.
         stages: a row a stage: its objective, sampler, scheduler, budget, who was kept, wall seconds.
         teachers: name, source, params, flops, seconds of training, metrics; and the run each belongs to.
@@ -40,6 +44,8 @@ class Results:
         version: of the dux that ran it.
         recipe: its name.
         sessions: of each run, by name, the unix times at which it began (and went on) and at which it stopped.
+        ledger: a row an event, with what it took: the device-seconds of a run's ledger add up to `device_seconds`,
+            but for epochs that were repeated after a resumption. Read when it is first asked for, as it is then.
     """
 
     paths: tuple[Path | Address, ...]
@@ -53,9 +59,13 @@ class Results:
     version: str
     recipe: str
     sessions: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    ledger: pd.DataFrame = field(default_factory=_no_events)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "epochs": self.epochs}
+        return {**self.__dict__, "epochs": self.epochs, "ledger": self.ledger}
+
+    def __repr__(self) -> str:
+        return self.summary()
 
     @property
     def path(self) -> Path | Address:
@@ -90,50 +100,45 @@ class Results:
         return shown.reset_index()
 
     def summary(self) -> str:
-        """A few lines: the run, its teacher, its stages."""
-        return "\n".join([*self._facts(), *self._stage_text()])
-
-    def _facts(self) -> list[str]:
-        state = "finished" if self.finished else "not finished"
-        lines = [f"{self.name or self.path.name}: {state}, {_number(self.seconds)} s, {len(self.trials)} trials"]
-        for teacher in self.teachers:
-            accuracy = (teacher.get("metrics") or {}).get("test_accuracy")
-            share = "" if accuracy is None else f", test accuracy {accuracy:.4f}"
-            size = "" if teacher.get("params") is None else f", {teacher['params']:,} parameters"
-            lines.append(f"teacher {teacher['name']} ({teacher.get('source', 'unknown')}{size}{share})")
-        return lines
+        """A few lines: the run, its best student, its teacher, what it cost and what failed; a row a stage."""
+        return "\n".join([*_displays().facts(self), *self._stage_text()])
 
     def _stage_text(self) -> list[str]:
-        table = self.stage_summary()
-        return [] if table.empty else table.to_string(index=False, float_format=_number, na_rep="-").splitlines()
+        return repr(_displays().stages(self)).splitlines() if len(self.stages) else []
 
     def _repr_html_(self) -> str:
-        facts = "".join(f"<div>{html.escape(line)}</div>" for line in self._facts())
-        return facts + self.stage_summary().to_html(index=False, float_format=_number, na_rep="-", escape=True)
+        return _displays().of_results(self)
+
+
+def _displays() -> ModuleType:
+    """How results are shown. Imported late: it ranks them, so it imports this file."""
+    from analysis import displays
+
+    return displays
 
 
 Later = Callable[[], pd.DataFrame]
 
 
-class _Epochs:
-    """The field `epochs`: given as a table, or as a function that is called when the table is first asked for."""
+class _WhenAsked:
+    """A field that is a table: given as one, or as a function that is called when the table is first asked for."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
 
     def __get__(self, results: Results, owner: type) -> pd.DataFrame:
-        known: pd.DataFrame | Later = results.__dict__["epochs"]
+        known: pd.DataFrame | Later = results.__dict__[self._name]
         if not isinstance(known, pd.DataFrame):
-            known = results.__dict__["epochs"] = known()
+            known = results.__dict__[self._name] = known()
         return known
 
     def __set__(self, results: Results, value: pd.DataFrame | Later) -> None:
-        results.__dict__["epochs"] = value
+        results.__dict__[self._name] = value
 
 
-# After the class, so that `dataclass` does not take it for a default.
-Results.epochs = _Epochs()  # type: ignore[assignment]
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+# After the class, so that `dataclass` does not take them for defaults.
+Results.epochs = _WhenAsked("epochs")  # type: ignore[assignment]
+Results.ledger = _WhenAsked("ledger")  # type: ignore[assignment]
 
 
 def write(run_dir: str | Path, trials: pd.DataFrame, epochs: pd.DataFrame, ledger_bytes: int) -> None:
@@ -253,6 +258,7 @@ def _load(run: Path, origin: Path | Address) -> Results:
         version=str(ledger.run.get("dux", "")),
         recipe=str(ledger.run.get("recipe", "")),
         sessions={ledger.name: sessions},
+        ledger=partial(_ledger, origin),  # type: ignore[arg-type]
     )
 
 
@@ -260,6 +266,10 @@ def _epochs(file: pq.ParquetFile, origin: Path | Address) -> pd.DataFrame:
     """The table of reports, from its opened file; where that is damaged, from the ledger."""
     found = _table(file)
     return frames(events(origin))[1] if found is None else found
+
+
+def _ledger(origin: Path | Address) -> pd.DataFrame:
+    return event_table(events(origin))
 
 
 def _sessions(ledger: Ledger, reported: pd.Series) -> tuple[tuple[float, float], ...]:
@@ -297,7 +307,7 @@ def load_many(runs: Iterable[str | Path]) -> Results:
         paths=tuple(path for part in loaded for path in part.paths),
         name=", ".join(part.name for part in loaded),
         trials=_stacked([part.trials for part in loaded]),
-        epochs=_stacked([part.epochs for part in loaded]),
+        epochs=partial(_stacked_later, "epochs", loaded),  # type: ignore[arg-type]
         stages=_stacked([part.stages for part in loaded]),
         teachers=tuple(teacher for part in loaded for teacher in part.teachers),
         seconds=sum(part.seconds for part in loaded),
@@ -305,6 +315,7 @@ def load_many(runs: Iterable[str | Path]) -> Results:
         version=", ".join(dict.fromkeys(part.version for part in loaded)),
         recipe=", ".join(dict.fromkeys(part.recipe for part in loaded)),
         sessions={name: spans for part in loaded for name, spans in part.sessions.items()},
+        ledger=partial(_stacked_later, "ledger", loaded),  # type: ignore[arg-type]
     )
 
 
@@ -322,12 +333,20 @@ def _folder_name(run: Path | Address) -> str:
 
 def renamed(part: Results, name: str) -> Results:
     """The results of one run under another name."""
-    frames = {
-        table: getattr(part, table).assign(run=pd.Series([name] * len(getattr(part, table)), dtype="string"))
-        for table in ("trials", "epochs", "stages")
-    }
+    now: dict[str, Any] = {table: _under(name, table, part) for table in ("trials", "stages")}
+    later: dict[str, Any] = {table: partial(_under, name, table, part) for table in ("epochs", "ledger")}
     teachers = tuple({**one, "run": name} for one in part.teachers)
-    return replace(part, name=name, teachers=teachers, sessions={name: part.sessions[part.name]}, **frames)
+    return replace(part, name=name, teachers=teachers, sessions={name: part.sessions[part.name]}, **now, **later)
+
+
+def _under(name: str, table: str, part: Results) -> pd.DataFrame:
+    """A table of a run under another name."""
+    frame: pd.DataFrame = getattr(part, table)
+    return frame.assign(run=pd.Series([name] * len(frame), dtype="string"))
+
+
+def _stacked_later(table: str, parts: Sequence[Results]) -> pd.DataFrame:
+    return _stacked([getattr(part, table) for part in parts])
 
 
 def _stacked(tables: list[pd.DataFrame]) -> pd.DataFrame:

@@ -1,10 +1,14 @@
-"""The columns of the two tables of a run: a row a trial, and a row a report."""
+"""The columns of a run's tables: a row a trial, a report, a stage, an event; and those of a ranking."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 from pandas.api import types
+
+if TYPE_CHECKING:
+    from analysis.results import Results
 
 Direction = Literal["higher", "lower", "none"]
 Role = Literal["identity", "cost", "result"]
@@ -17,7 +21,7 @@ ENSEMBLES = {
     "ensemble.vote": "The share of the other candidates that it beats by a majority of those scores (arXiv:2101.08134)",
 }
 
-LAYOUT = 5
+LAYOUT = 7
 """Version of these columns; tables that were written with another one are computed anew from the ledger."""
 
 
@@ -61,6 +65,13 @@ _FIGURES: tuple[tuple[str, str, Direction, str], ...] = (
     ("pr_auc", "share", "higher", "macro mean of average precisions, each class against the rest"),
     ("ece", "share", "lower", "expected calibration error: mean distance of accuracy from confidence, 15 bins"),
 )
+# To the teacher, on each split's images.
+_LIKENESS: tuple[tuple[str, str, Direction, str], ...] = (
+    ("teacher_similarity", "share", "higher", "likeness to the teacher: mean of agreement, cka and rdm"),
+    ("kl", "nats", "lower", "divergence of the student's classes from the teacher's"),
+    ("cka", "share", "higher", "likeness of embeddings (centred kernel alignment)"),
+    ("rdm", "correlation", "higher", "likeness of the images' dissimilarity matrices"),
+)
 METRICS = (
     Column("objective", "float64", "", "higher", "result", "what the stage maximises"),
     Column("train_loss", "float64", "", "lower", "result", "mean training objective of the epoch"),
@@ -69,14 +80,13 @@ METRICS = (
         for split, images in (("valid", "validation"), ("test", "test"))
         for name, unit, better, meaning in _FIGURES
     ),
-    Column(
-        "teacher_similarity", "float64", "share", "higher", "result", "likeness to the teacher on validation images"
-    ),
     Column("agreement", "float64", "share", "higher", "result", "share of validation images given the teacher's class"),
     Column("test_agreement", "float64", "share", "higher", "result", "share of test images given the teacher's class"),
-    Column("kl", "float64", "nats", "lower", "result", "divergence of the student's classes from the teacher's"),
-    Column("cka", "float64", "share", "higher", "result", "likeness of embeddings (centred kernel alignment)"),
-    Column("rdm", "float64", "correlation", "higher", "result", "likeness of the images' dissimilarity matrices"),
+    *(
+        Column(f"{split}{name}", "float64", unit, better, "result", f"{meaning}; {images} images")
+        for split, images in (("", "validation"), ("test_", "test"))
+        for name, unit, better, meaning in _LIKENESS
+    ),
     Column(
         "teacher_guidance",
         "float64",
@@ -88,6 +98,8 @@ METRICS = (
     Column("student_seconds", "float64", "s", "lower", "result", "spent on the student's steps"),
     Column("teacher_seconds", "float64", "s", "lower", "result", "spent on the teacher's outputs"),
     Column("evaluate_seconds", "float64", "s", "lower", "result", "spent on evaluation"),
+    Column("checkpoint_seconds", "float64", "s", "lower", "result", "spent on writing the trial's checkpoint"),
+    Column("setup_seconds", "float64", "s", "lower", "result", "spent on building the student, or loading it"),
     Column("teacher_passes", "Int64", "", "lower", "result", "epochs of the curriculum that the teacher was run over"),
 )
 TRIALS = (
@@ -121,9 +133,54 @@ EPOCHS = (
     Column("worker", "string", "", "none", "identity", "worker that reported"),
     *METRICS,
 )
+STAGES = (
+    Column("run", "string", "", "none", "identity", "name of the run"),
+    Column("stage", "string", "", "none", "identity", "name of the stage"),
+    Column("stage_index", "int64", "", "none", "identity", "position of the stage in the recipe"),
+    Column("trial", "string", "", "none", "identity", "what a trial does: score or distill"),
+    Column("objective", "string", "JSON", "none", "identity", "weights of the metrics that it maximises"),
+    Column(
+        "combine",
+        "string",
+        "",
+        "none",
+        "identity",
+        "how weighted metrics are added: sum, or rank (the mean of normalised ranks)",
+    ),
+    Column("ensemble", "string", "JSON", "none", "identity", "scores that its ensembles are made of"),
+    Column("sampler", "string", "", "none", "identity", "who proposed its candidates"),
+    Column("scheduler", "string", "", "none", "identity", "who stopped trials early"),
+    Column("epochs", "Int64", "epochs", "none", "identity", "of a trial that is not stopped early"),
+    Column("seeds", "Int64", "", "none", "identity", "trials of each candidate, by the seeds of their weights"),
+    Column("control", "boolean", "", "none", "identity", "whether each is also trained without the teacher"),
+    Column("kept", "string", "JSON", "none", "identity", "proposals that the next stage got, best first"),
+    Column("seconds", "float64", "s", "lower", "result", "wall time of the stage, once it has ended"),
+    Column("slots", "Int64", "", "none", "identity", "trials that ran at a time"),
+    Column("began", "float64", "unix s", "none", "identity", "when the stage began"),
+    Column("ended", "float64", "unix s", "none", "identity", "when it ended"),
+)
+LEDGER = (
+    Column("run", "string", "", "none", "identity", "name of the run"),
+    Column("time", "float64", "unix s", "none", "identity", "when it was written"),
+    Column("event", "string", "", "none", "identity", "what happened: run, teacher, stage, trial, report, end, ..."),
+    Column("stage", "string", "", "none", "identity", "name of the stage, where it belongs to one"),
+    Column("number", "Int64", "", "none", "identity", "number of the trial within its stage, where it belongs to one"),
+    Column("epoch", "Int64", "epochs", "none", "identity", "epoch of a report, from 1; 0 for scores"),
+    Column("worker", "string", "", "none", "identity", "worker that reported"),
+    Column("device_seconds", "float64", "device-s", "lower", "result", "device time that it accounts for"),
+    Column("wall_seconds", "float64", "s", "lower", "result", "wall time of the stage or session that it ends"),
+    Column("repeated", "bool", "", "none", "identity", "whether it says again, after a resumption, what was there"),
+    Column("text", "string", "", "none", "identity", "its status, reason or note in words"),
+)
 PREFIXES = (
     Column("arch.<name>", "inferred", "", "none", "identity", "one choice of the architecture"),
     Column("set.<name>", "inferred", "", "none", "identity", "one proposed hyperparameter of the training"),
+)
+TABLES = {"trials": (*TRIALS, *PREFIXES), "epochs": EPOCHS, "stages": STAGES, "ledger": LEDGER}
+RANKING = (
+    Column("rank", "int64", "", "lower", "identity", "place, 1 is best; equal ones share the smaller"),
+    Column("score", "float64", "", "higher", "result", "what the ranking is by"),
+    Column("seeds", "int64", "", "none", "identity", "seeds that its figures are the means of"),
 )
 
 # Last words of metric names of which less is better, for metrics that are not listed above.
@@ -131,6 +188,14 @@ _LOWER_WORDS = frozenset({"loss", "error", "seconds", "ms", "bytes", "kl", "ece"
 # What tables of this package add to the columns of trials.
 _DERIVED = frozenset({"rank", "score", "seeds", "combined", *ENSEMBLES})
 _BY_NAME = {column.name: column for column in (*EPOCHS, *TRIALS)}
+# By the end of a name; the longer ends first.
+_SUFFIXED = {
+    "_std": Column("<name>_std", "float64", "as <name>", "none", "result", "<name>; standard deviation over seeds"),
+    "_alone": Column("<name>_alone", "float64", "as <name>", "none", "result", "<name>; trained without the teacher"),
+    "_delta": Column(
+        "<name>_delta", "float64", "as <name>", "higher", "result", "<name>; with the teacher minus without"
+    ),
+}
 
 
 def direction(name: str) -> Direction:
@@ -185,11 +250,58 @@ def number_columns(frame: pd.DataFrame) -> list[str]:
     return [str(name) for name in frame.columns if types.is_numeric_dtype(frame[name])]
 
 
-def describe_columns() -> pd.DataFrame:
-    """Every listed column: table (trials, epochs), name, dtype, unit, direction, meaning."""
-    rows = [
-        (table, column.name, column.dtype, column.unit, column.direction, column.meaning)
-        for table, columns in (("trials", (*TRIALS, *PREFIXES)), ("epochs", EPOCHS))
-        for column in columns
+def describe_columns(results: "Results | None" = None) -> pd.DataFrame:
+    """What columns mean: a row a column, with table (trials, epochs, stages, ledger; ranking: what `rank` adds to the
+    columns of trials), name, dtype, unit, direction, meaning.
+
+    Args:
+        results: describe every column that these tables have, scores, losses and choices too, each under its own name.
+            Default: every column that all runs have.
+    """
+    rows = list(_listed() if results is None else _found({table: getattr(results, table) for table in TABLES}))
+    columns = [
+        (table, one.name, one.dtype, one.unit, one.direction, one.meaning)
+        for table, one in (*rows, *(("ranking", column) for column in (*RANKING, *_SUFFIXED.values())))
     ]
-    return pd.DataFrame(rows, columns=["table", "name", "dtype", "unit", "direction", "meaning"])
+    return pd.DataFrame(columns, columns=["table", "name", "dtype", "unit", "direction", "meaning"])
+
+
+def _listed() -> Iterator[tuple[str, Column]]:
+    yield from ((table, column) for table, columns in TABLES.items() for column in columns)
+
+
+def _found(tables: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Column]]:
+    """The columns that these tables have."""
+    for table, frame in tables.items():
+        listed = {column.name: column for column in TABLES[table]}
+        for name in map(str, frame.columns):
+            yield table, listed.get(name) or replace(column_of(name), dtype=str(frame[name].dtype))
+
+
+def column_of(name: str) -> Column:
+    """What a column of any table of this package is, by its name; where tables differ, as it is in that of trials."""
+    known = _BY_NAME.get(name) or next((one for one in RANKING if one.name == name), None)
+    end = next((end for end in _SUFFIXED if name.endswith(end)), None)
+    if known is not None or end is None:
+        return known or _unlisted(name)
+    of, meaning = column_of(name.removesuffix(end)), _SUFFIXED[end].meaning
+    better = of.direction if end == "_alone" else _SUFFIXED[end].direction
+    return Column(name, "float64", of.unit, better, "result", meaning.replace("<name>", of.meaning))
+
+
+def _unlisted(name: str) -> Column:
+    """A choice, or a metric that some trials report: a score, a loss, a time."""
+    for prefix in PREFIXES:
+        if name.startswith(start := prefix.name.removesuffix("<name>")):
+            return Column(name, "inferred", "", "none", "identity", f"{prefix.meaning}: {name.removeprefix(start)}")
+    rest, _, last = name.rpartition("_")
+    score, _, term = name.partition(".")
+    meaning = f"score without training, or metric of a regime: {name}"
+    if last == "loss":
+        meaning = f"the loss {rest!r}, mean of the epoch"
+    elif name in ENSEMBLES:
+        meaning = ENSEMBLES[name]
+    elif term:
+        meaning = f"term {term!r} of the score {score!r}"
+    unit = {"seconds": "s", "ms": "ms", "accuracy": "share"}.get(last, "")
+    return Column(name, "float64", unit, direction(name), "result", meaning)

@@ -115,12 +115,32 @@ def test_mutual_learning_in_the_readme_is_that_of_the_table() -> None:
 @pytest.mark.timeout(280)
 # The kernel's client leaves its own sockets to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_a_notebook_runs_from_top_to_bottom(path: Path) -> None:
-    notebook = nbformat.read(path, as_version=4)
+def test_the_first_search_runs_from_top_to_bottom() -> None:
+    notebook = nbformat.read(EXAMPLES / "first_search.ipynb", as_version=4)
     NotebookClient(notebook, timeout=250, kernel_name="python3").execute()
     outputs = {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
     assert all(outputs[name] for name in outputs)
     ranked = next(o.data["text/html"] for o in outputs["cell-5"] if "data" in o and "text/html" in o.data)
     assert "test_accuracy_alone" in ranked
     assert ranked.count("<tr") == 1 + 2  # the header and the two finalists
+
+
+@pytest.mark.timeout(100)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::DeprecationWarning")
+def test_a_finished_run_is_analysed_without_torch_and_ray() -> None:
+    notebook = nbformat.read(EXAMPLES / "analyze_search.ipynb", as_version=4)
+    said = [cell.id for cell in notebook.cells if cell.cell_type == "code"]
+    names = "{'torch', 'ray', 'optuna', 'orchestrator', 'trainables', 'spaces'}"
+    last = nbformat.v4.new_code_cell(f"import sys; assert not (found := {names} & set(sys.modules)), found")
+    notebook.cells.append(last)
+    NotebookClient(notebook, timeout=90, resources={"metadata": {"path": str(EXAMPLES)}}).execute()
+    outputs = {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
+    assert all(outputs[name] for name in said)
+    assert not [one for name in said for one in outputs[name] if one.get("name") == "stderr"]
+    kinds = [kind for name in said for one in outputs[name] for kind in one.get("data", ())]
+    assert kinds.count("image/png") >= 6
+    assert kinds.count("text/html") >= 6
+    decided = "".join(one.text for one in outputs["decision"] if one.output_type == "stream")
+    ranked = analysis.rank(ROOT / "tests/data/digits")
+    [place] = re.findall(r"dux export \S*digits --rank (\d+) --format onnx", decided)
+    assert f"the smallest has {ranked.iloc[int(place) - 1]['params']:,} parameters" in decided

@@ -14,7 +14,7 @@ from analysis.errors import BadInput
 from analysis.naming import student_name
 from analysis.plots import words
 from analysis.plots.students import check_stage, distilled
-from analysis.plots.theme import Picture, Theme, canvas, look
+from analysis.plots.theme import Picture, Theme, canvas, look, plain
 from analysis.results import Results
 
 _RADIUS = 0.34  # of a node
@@ -106,7 +106,7 @@ def _empty(style: Theme, size: tuple[float, float], title: str) -> tuple[Picture
     figure, (axes,) = canvas(style, size=size)
     axes.set_axis_off()
     axes.set_aspect("equal")
-    axes.set_title(title, color=style.ink, fontsize=9, loc="left")
+    axes.set_title(plain(title), color=style.ink, fontsize=9, loc="left")
     return figure, axes
 
 
@@ -177,8 +177,8 @@ def _cell(choices: Mapping[str, Any], style: Theme, title: str) -> Picture:
             )
         )  # fmt: skip
         up = -0.12 if height < 0 else 0.12
-        axes.text(sum(ends) / 2, height / 2 + up, name, ha="center", va="top" if height < 0 else "bottom", fontsize=7.5,
-                  color=style.ink, gid="operation")  # fmt: skip
+        axes.text(sum(ends) / 2, height / 2 + up, plain(name), ha="center", va="top" if height < 0 else "bottom",
+                  fontsize=7.5, color=style.ink, gid="operation")  # fmt: skip
     for node, name in enumerate(("in", "1", "2", "out")):
         axes.add_patch(Circle((step * node, 0), _RADIUS, fc=style.grid, ec=style.ink, lw=1, zorder=3))
         axes.text(step * node, 0, name, ha="center", va="center", fontsize=7.5, color=style.ink, zorder=4)

@@ -1,6 +1,5 @@
 """How well early signs foretell the end: epochs by epoch, and scores without training."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,15 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis import target as targets
+from analysis.early import LEAST, judged
 from analysis.errors import BadInput
-from analysis.judge import Judge, table
 from analysis.plots import words
 from analysis.plots.students import place
-from analysis.plots.theme import MARKERS, Picture, Theme, canvas, legend, look, name_axes, points
+from analysis.plots.theme import MARKERS, Picture, Theme, canvas, legend, look, name_axes, plain, points
 from analysis.predictors import Predictor, of_epochs, of_scores, of_size
 from analysis.results import Results
 
-_LEAST = 3  # candidates of which an order says anything
 _PANELS = 6
 _NAMES = {"valid_accuracy": "validation accuracy", "teacher_guidance": "teacher's guidance (TGSA)"}
 
@@ -37,15 +35,15 @@ def epoch_agreement(results: Results, *, stage: str | None = None, theme: str = 
     style = look(theme)
     truth = _truth(results, stage)
     early = [one for one in of_epochs(results, truth.stage) if one.stage == truth.stage]
-    found = _judged(truth, early)
-    found = found[found["tau"].notna() & (found["n"] >= _LEAST)]
+    found = judged(truth, early)
+    found = found[found["tau"].notna() & (found["n"] >= LEAST)]
     if found.empty:
         raise BadInput(f"{place(results, truth.stage)} has no epoch before its last that orders the students")
     figure, (axes,) = canvas(style, size=(5.4, 3.5))
     handles: list[Any] = []
     for number, (name, part) in enumerate(_different(found)):
         handles += _tau_line(axes, style, part, _NAMES.get(str(name), str(name)), number)
-    size = _judged(truth, of_size(results.trials)).set_index("predictor")["tau"]
+    size = judged(truth, of_size(results.trials)).set_index("predictor")["tau"]
     for name, dash in (("params", (4, 2)), ("flops", (1, 2))):
         if np.isfinite(size[name]):
             label = f"{name}, without training"
@@ -80,7 +78,7 @@ def scores(results: Results, *, stage: str | None = None, theme: str = "light") 
         raise BadInput(f"{place(results, truth.stage)} has no score without training of its students: add a stage "
                        f"with trial: score before it")  # fmt: skip
     known += of_size(results.trials)
-    found = _judged(truth, known)
+    found = judged(truth, known)
     order = found[found["tau"].notna()].sort_values("tau", ascending=False, kind="stable").index
     if order.empty:
         raise BadInput(f"{place(results, truth.stage)} has no score that differs between its students")
@@ -95,7 +93,8 @@ def scores(results: Results, *, stage: str | None = None, theme: str = "light") 
         if number % columns:
             axes.set_ylabel("")
     note = f"stage {truth.stage}: {words.count(len(truth.values), 'student')}; {len(best)} of {len(order)} scores"
-    figure.suptitle(f"{note}, by Kendall's τ with the final accuracy", fontsize=9, color=style.ink, x=0.01, ha="left")
+    title = plain(f"{note}, by Kendall's τ with the final accuracy")
+    figure.suptitle(title, fontsize=9, color=style.ink, x=0.01, ha="left")
     return figure
 
 
@@ -103,16 +102,10 @@ def _truth(results: Results, stage: str | None) -> targets.Target:
     if results.trials.empty:
         raise BadInput(f"{place(results, stage)} has no trials yet")
     truth = targets.final(results, "valid_accuracy", stage, None)
-    if len(truth.values) < _LEAST:
+    if len(truth.values) < LEAST:
         raise BadInput(f"{place(results, stage or truth.stage)} has {words.count(len(truth.values), 'student')} with a "
-                       f"final accuracy; an order of them takes at least {_LEAST}")  # fmt: skip
+                       f"final accuracy; an order of them takes at least {LEAST}")  # fmt: skip
     return truth
-
-
-def _judged(truth: targets.Target, predictors: Iterable[Predictor]) -> pd.DataFrame:
-    """Their tau and its interval; fewer resamples of many candidates, whose intervals are narrow anyhow."""
-    judge = Judge(truth.values, (), None, 1000 if len(truth.values) <= 500 else 100, seed=0)
-    return table([judge.row(one) for one in predictors])
 
 
 def _different(found: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:

@@ -4,7 +4,7 @@ import pandas as pd
 
 from analysis.errors import BadInput, unknown
 from analysis.plots import words
-from analysis.plots.theme import Picture, canvas, look, name_axes
+from analysis.plots.theme import Picture, canvas, look, name_axes, plain
 
 _SHOWN = 15
 _NAMES = ("choice", "setting")
@@ -40,7 +40,7 @@ def importance(table: pd.DataFrame, *, stage: str | None = None, theme: str = "l
     axes.hlines(places, best["low"], best["high"], color=style.ink, linewidth=1.3, gid="interval")
     axes.plot(best["importance"], places, ls="none", marker="o", ms=4.5, color=style.colours[0], gid="estimate")
     names = [str(one).removeprefix("arch.").removeprefix("set.") for one in best[name]]
-    axes.set_yticks(places, names, color=style.ink)
+    axes.set_yticks(places, list(map(plain, names)), color=style.ink)
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
     axes.axvline(0, color=style.muted, linewidth=0.8)

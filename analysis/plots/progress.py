@@ -6,7 +6,7 @@ from analysis.comparing import best_so_far
 from analysis.plots import words
 from analysis.plots.cost import teacher_lines
 from analysis.plots.students import check_stage
-from analysis.plots.theme import MARKERS, Picture, Theme, canvas, legend, look, name_axes
+from analysis.plots.theme import MARKERS, Picture, Theme, canvas, legend, look, name_axes, plain
 from analysis.results import Results
 
 _DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = (
@@ -59,7 +59,7 @@ def _stage_starts(axes: Axes, style: Theme, results: Results, unit: float) -> No
         axes.axvline(start, color=style.muted, lw=0.7, ls=":", gid=f"stage {stage}")
         if start >= free:
             axes.annotate(
-                str(stage), (start, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
+                plain(str(stage)), (start, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
                 fontsize=7, color=style.muted,
             )  # fmt: skip
             free = start + width * (0.02 + 0.016 * len(str(stage)))

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from analysis.errors import BadInput, unknown
+from analysis.naming import known_number
 from analysis.ranking import FINISHED, rank
 from analysis.results import Results
 from analysis.target import ENOUGH
@@ -40,9 +41,8 @@ def enough(tables: dict[str, pd.DataFrame]) -> str:
 
 def teacher_accuracy(results: Results, column: str = "valid_accuracy") -> float | None:
     """The teacher's, between 0 and 1; None where it is not known, or runs have several teachers."""
-    known = [(teacher.get("metrics") or {}).get(column) for teacher in results.teachers]
-    same = len(set(known)) == 1 and isinstance(known[0], int | float)
-    return float(known[0]) if same else None  # type: ignore[arg-type]
+    known = {known_number((teacher.get("metrics") or {}).get(column)) for teacher in results.teachers}
+    return known.pop() if len(known) == 1 else None
 
 
 def check_stage(results: Results, stage: str | None) -> None:

@@ -1,8 +1,6 @@
 """How pictures look: two themes, and axes that are dressed in one. No state of matplotlib is read or changed.
 
-Colours are those of Okabe and Ito (2008, "Color universal design"), told apart by people with any kind of colour
-vision, except where they are too faint on white or too dark on black; whatever a colour says, a marker or a dash says
-too. Nothing is drawn in the colour of the paper, so `savefig(transparent=True)` loses nothing but the paper.
+Nothing is drawn in the colour of the paper, so `savefig(transparent=True)` loses nothing but the paper.
 """
 
 import io
@@ -16,6 +14,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from analysis.errors import unknown
+from analysis.palette import PALETTES
 
 MANY = 1000
 """Points from which a picture holds them as pixels, so that an SVG or PDF stays small."""
@@ -26,11 +25,7 @@ class Theme:
     """One look.
 
     Args:
-        paper: behind everything.
-        ink: texts. At least 7:1 against the paper.
-        muted: ticks and what stands behind. At least 4.5:1.
-        grid: faint lines and idle time; carries nothing that has to be read.
-        colours: of what is told apart, at least 3:1 against the paper each.
+        paper, ink, muted, grid, colours: as of `analysis.palette.Palette`.
         ramp: the part of the colour map viridis that can be seen on this paper, for what has an order.
     """
 
@@ -61,24 +56,8 @@ class Theme:
         return to_hex((red, green, blue))
 
 
-THEMES = {
-    "light": Theme(
-        paper="#ffffff",
-        ink="#1a1a1a",
-        muted="#6b6b6b",
-        grid="#e3e3e3",
-        colours=("#0072b2", "#d55e00", "#009e73", "#b8578a", "#5c4a00", "#2b2b2b"),
-        ramp=(0.0, 0.59),
-    ),
-    "dark": Theme(
-        paper="#14171c",
-        ink="#f2f2f2",
-        muted="#a3a8b0",
-        grid="#31363e",
-        colours=("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#f0e442", "#f2f2f2"),
-        ramp=(0.38, 1.0),
-    ),
-}
+_RAMPS = {"light": (0.0, 0.59), "dark": (0.38, 1.0)}
+THEMES = {name: Theme(**vars(palette), ramp=_RAMPS[name]) for name, palette in PALETTES.items()}
 MARKERS = ("o", "s", "^", "D", "v", "P")
 """One beside each colour."""
 
@@ -124,20 +103,26 @@ def _dress(axes: Axes, theme: Theme) -> None:
     axes.set_axisbelow(True)
 
 
+def plain(text: str) -> str:
+    """What a run says, such as its name, as text: a `$` is no formula to matplotlib, and a control character a mark."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text).replace("$", r"\$")
+
+
 def name_axes(axes: Axes, theme: Theme, x: str, y: str = "", title: str = "") -> None:
     """Labels of both axes (empty: none, where a neighbour has the same) and what the picture is of."""
-    axes.set_xlabel(x, color=theme.ink, fontsize=9)
+    axes.set_xlabel(plain(x), color=theme.ink, fontsize=9)
     axes.set_ylabel(y, color=theme.ink, fontsize=9)
     if title:
-        axes.set_title(title, color=theme.ink, fontsize=9, loc="left")
+        axes.set_title(plain(title), color=theme.ink, fontsize=9, loc="left")
 
 
 def legend(figure: Figure, theme: Theme, handles: Sequence[Any], columns: int = 4) -> None:
     """One legend above all axes, where it hides nothing; the handles carry their labels."""
     if handles:
+        labels = [plain(str(one.get_label())) for one in handles]
         figure.legend(
-            handles=list(handles), loc="outside upper left", ncols=min(columns, len(handles)), frameon=False,
-            labelcolor=theme.ink, fontsize=8, handlelength=1.8, columnspacing=1.4, borderaxespad=0.2,
+            handles=list(handles), labels=labels, loc="outside upper left", ncols=min(columns, len(handles)),
+            frameon=False, labelcolor=theme.ink, fontsize=8, handlelength=1.8, columnspacing=1.4, borderaxespad=0.2,
         )  # fmt: skip
 
 

@@ -1,6 +1,5 @@
 """What the cluster did, and when."""
 
-import re
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,9 @@ from matplotlib.patches import Patch
 from analysis.errors import BadInput
 from analysis.plots import words
 from analysis.plots.students import check_stage, place
-from analysis.plots.theme import MANY, Picture, Theme, canvas, legend, look, name_axes
+from analysis.plots.theme import MANY, Picture, Theme, canvas, legend, look, name_axes, plain
 from analysis.results import Results
+from analysis.timeline import row_names, work
 
 _TOLD_APART = 200  # trials, at most, whose neighbours are shaded in turn
 _TICKS = 24
@@ -34,7 +34,7 @@ def timeline(results: Results, *, stage: str | None = None, theme: str = "light"
     steps = work(results.epochs if stage is None else results.epochs[results.epochs["stage"].eq(stage)])
     if steps.empty:
         raise BadInput(f"{place(results, stage)} has no report that says worker, seconds and time")
-    names = _row_names(steps)
+    names = row_names(steps)
     figure, (axes,) = canvas(style, size=(7.0, min(max(0.3 * len(names) + 1.2, 2.0), 9.0)))
     end = float(steps["end"].max())
     unit, unit_name = words.time_unit(end)
@@ -43,7 +43,7 @@ def timeline(results: Results, *, stage: str | None = None, theme: str = "light"
     handles = _bars(axes, style, bars)
     _numbers(axes, style, bars, end / unit)
     every = max(1, -(-len(names) // _TICKS))
-    axes.set_yticks(range(0, len(names), every), names[::every])
+    axes.set_yticks(range(0, len(names), every), list(map(plain, names[::every])))
     axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(0, end / unit))
     axes.grid(False, axis="y")
     for row in range(0, len(names), every):
@@ -54,55 +54,6 @@ def timeline(results: Results, *, stage: str | None = None, theme: str = "light"
     name_axes(axes, style, f"time since the first trial began ({unit_name})", "worker", title)
     legend(figure, style, [*handles, Patch(facecolor=style.grid, label="idle")], columns=5)
     return figure
-
-
-def work(epochs: pd.DataFrame) -> pd.DataFrame:
-    """A row a report with `start` and `end`, seconds since the first began, its `row` of the picture, `trial`,
-    and `turn`, 0 and 1 by turns for the trials of a row."""
-    known = epochs.dropna(subset=["worker", "seconds", "time"])
-    known = known[known["seconds"] > 0]
-    start = known["time"] - known["seconds"]
-    trial = known["run"] + "/" + known["stage"] + "/" + known["number"].astype("string")
-    steps = known[["run", "stage", "stage_index", "number", "worker"]].assign(
-        start=start - start.min(), end=known["time"] - start.min(), trial=trial,
-        machine=known["worker"].str.rsplit(":", n=1).str[0],
-    )  # fmt: skip
-    steps = steps.sort_values(["start", "end"], kind="stable")
-    steps = steps.assign(row=steps["worker"].map(_rows(steps)).astype("int64"))
-    trials = steps.drop_duplicates(["row", "trial"])[["row", "trial"]]
-    return steps.merge(trials.assign(turn=trials.groupby("row").cumcount() % 2), on=["row", "trial"])
-
-
-def _rows(steps: pd.DataFrame) -> dict[str, int]:
-    """The row of each worker: the first of its machine's that is free as long as the worker lives."""
-    lives = steps.groupby(["machine", "worker"], sort=False).agg(start=("start", "min"), end=("end", "max"))
-    lives = lives.reset_index().sort_values(["start", "worker"], kind="stable")
-    lives = lives.sort_values("machine", key=lambda names: names.map(_natural), kind="stable")
-    rows: dict[str, int] = {}
-    first = 0
-    for _, part in lives.groupby("machine", sort=False):
-        free: list[float] = []
-        for worker, start, end in zip(part["worker"], part["start"], part["end"], strict=True):
-            row = next((row for row, until in enumerate(free) if until <= start), len(free))
-            free[row : row + 1] = [end]
-            rows[worker] = first + row
-        first += len(free)
-    return rows
-
-
-def _natural(name: str) -> str:
-    """So that node2 comes before node10."""
-    return re.sub(r"\d+", lambda digits: digits[0].zfill(20), name)
-
-
-def _row_names(steps: pd.DataFrame) -> list[str]:
-    """The worker of each row; where there were several, the machine and a number."""
-    first = steps.groupby("machine")["row"].min().to_dict()
-    rows = steps.groupby("row").agg(machine=("machine", "first"), worker=("worker", "first"), n=("worker", "nunique"))
-    return [
-        str(worker) if n == 1 else f"{machine} ({row - first[machine] + 1})"
-        for row, machine, worker, n in rows.reset_index().itertuples(index=False)
-    ]
 
 
 def _idle(axes: Axes, style: Theme, bars: pd.DataFrame, end: float) -> list[float]:

@@ -10,7 +10,7 @@ from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator, MaxN
 from matplotlib.transforms import Bbox
 
 from analysis.naming import student_name
-from analysis.plots.theme import Theme
+from analysis.plots.theme import Theme, plain
 from analysis.schema import EPOCHS, TRIALS
 
 _AXES = {
@@ -92,7 +92,7 @@ def name_points(axes: Axes, theme: Theme, named: Sequence[tuple[float, float, st
     taken: list[Bbox] = []
     for x, y, text in named:
         label = axes.annotate(
-            text, (x, y), (0, 0), textcoords="offset points", fontsize=7, color=theme.ink, gid="name",
+            plain(text), (x, y), (0, 0), textcoords="offset points", fontsize=7, color=theme.ink, gid="name",
             ha="center", va="center",
         )  # fmt: skip
         label.set_in_layout(False)

@@ -11,7 +11,7 @@ from typing import Any
 from analysis.errors import BadInput
 from analysis.files import replacing
 from analysis.remote import Address, place, read
-from analysis.report import answer, charts, tables
+from analysis.report import answer, charts, marks, tables
 from analysis.results import Results, load
 
 NAME = "report.html"
@@ -54,6 +54,7 @@ def page(results: Results, beside: Mapping[str, str] | None = None) -> str:
         "students": tables.students(ranked),
         "cost": tables.cost(results),
         "beside": "".join(tables.text(name, text) for name, text in (beside or {}).items()),
+        "palettes": _as_json(marks.palettes()),
         "charts": _as_json([chart.plain() for chart in charts.of(results)]),
         "trials": _as_json(tables.trials(results)),
         "plotly": _plotly(),

@@ -3,11 +3,13 @@
 import html
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from analysis.naming import student_name
+from analysis.naming import setting_names, student_name
+from analysis.report.marks import chosen, missing
 from analysis.results import STATUSES, Results
 from analysis.schema import is_metric, is_setting, number_columns
 
@@ -35,30 +37,31 @@ def students(ranked: pd.DataFrame) -> str:
     for record in ranked.head(SHOWN).to_dict("records"):
         row = {str(name): value for name, value in record.items()}
         cells = [str(row["rank"]), html.escape(student_name(row["arch"]) + settings(row))]
-        cells += [number(row[name], row.get(f"{name}_std"), factor, digits) for name, _, factor, digits in columns]
+        for name, _, factor, digits in columns:
+            sign = "+" if name.endswith("_delta") else ""
+            cells.append(number(row[name], row.get(f"{name}_std"), factor, digits, sign))
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in (*cells, str(row["seeds"]))) + "</tr>")
     more = f"<p>{len(ranked) - SHOWN:,} more in the table of trials.</p>" if len(ranked) > SHOWN else ""
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>{more}'
 
 
-def settings(row: dict[str, Any]) -> str:
+def settings(row: Mapping[str, Any]) -> str:
     """How a student was trained, where that was searched."""
-    chosen = {name: value for name, value in row.items() if name.startswith("set.") and not _missing(value)}
-    found = {name.rpartition(".")[2]: value for name, value in chosen.items()}
+    found = dict(chosen(row))
     shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in found.items()}
-    return "".join(f", {name} {value}" for name, value in shown.items())
+    return "".join(f", {name} {shown[column]}" for column, name in setting_names(found).items())
 
 
-def number(value: Any, spread: Any = None, factor: float = 1, digits: int = 2) -> str:
-    """A value with its spread over seeds; a dash where there is none."""
-    if _missing(value):
+def number(value: Any, spread: Any = None, factor: float = 1, digits: int = 2, sign: str = "") -> str:
+    """A value with its spread over seeds; a dash where there is none.
+
+    Args:
+        sign: `+` writes it before what is not negative.
+    """
+    if missing(value):
         return "-"
-    text = f"{factor * float(value):,.{digits}f}"
-    return text if _missing(spread) else f"{text} ± {factor * float(spread):,.{digits}f}"
-
-
-def _missing(value: Any) -> bool:
-    return bool(pd.isna(value)) if not isinstance(value, list | dict) else False
+    text = f"{factor * float(value):{sign},.{digits}f}"
+    return text if missing(spread) else f"{text} ± {factor * float(spread):,.{digits}f}"
 
 
 def cost(results: Results) -> str:
@@ -71,7 +74,7 @@ def cost(results: Results) -> str:
     rows.append(("all", wall, number(results.device_seconds, digits=1)))
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     head = "<th></th><th>trials</th><th>device-seconds</th>"
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def text(name: str, content: str) -> str:
@@ -92,7 +95,7 @@ def trials(results: Results) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """A value as JSON has it, to six digits."""
-    if _missing(value):
+    if missing(value):
         return None
     if isinstance(value, bool | str):
         return value

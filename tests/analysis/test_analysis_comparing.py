@@ -95,7 +95,7 @@ def test_two_runs_by_hand(new_run: Callable[..., Any]) -> None:
     one, other = short(new_run, "a", ONE, "quick"), short(new_run, "b", OTHER, "quick")
     found = analysis.compare(one.path, other.path, ks=(1, 2, 3, 10))
     assert found.overview["run"].tolist() == ["a", "b"]
-    assert found.overview["best"].tolist() == ["width 16", "width 128"]
+    assert found.overview["best"].tolist() == ["width=16", "width=128"]
     assert found.overview["device_seconds"].tolist() == [26.0, 26.0]
     shared = found.shared.set_index("arch.width")
     assert set(shared.index) == {2, 4, 8, 16, 32}

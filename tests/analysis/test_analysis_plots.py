@@ -25,7 +25,7 @@ from analysis import BadInput, Results
 from analysis.plots import PLOTS, THEMES
 from analysis.plots.students import distilled
 from analysis.plots.theme import contrast
-from analysis.plots.timeline import work
+from analysis.timeline import work
 
 WITHOUT_UNITS = {"timeline", "importance"}  # their vertical axes have names, of workers and of choices
 IMPORTANCE = pd.DataFrame(

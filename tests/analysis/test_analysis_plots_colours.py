@@ -1,12 +1,17 @@
-"""Colours of pictures: seen on their paper, and told apart by everyone."""
+"""Colours and words of pictures: seen on their paper, told apart by everyone, and nothing but text."""
 
+import io
+from collections.abc import Callable
 from itertools import combinations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
+import analysis
+from analysis.plots import PLOTS
 from analysis.plots.theme import MARKERS, THEMES, contrast
 
 
@@ -53,3 +58,19 @@ def test_colours_are_told_apart_by_everyone(theme: Any, vision: str) -> None:
     for one, other in combinations(theme.colours, 2):
         assert np.linalg.norm(seen(one, vision) - seen(other, vision)) > 14, (one, other)  # 2 to 3 are just noticeable
     assert len(MARKERS) >= len(theme.colours)
+
+
+def test_what_a_run_says_is_no_formula_and_a_teachers_odd_figure_is_left_out(new_run: Callable[..., Any]) -> None:
+    run = new_run(name="$\\frac$ \x1b[31m")
+    text = run.file.read_text().replace('"valid_accuracy": 0.97', '"valid_accuracy": [1]')
+    run.file.write_text(text)
+    run.stage("$\\foo$", 1)
+    for number in range(12):
+        arch = {"kind": f"$\\bar{number}$"}
+        run.distil("$\\foo$", number, [0.5 + 0.01 * number, 0.6 + 0.01 * number], arch=arch, hash=f"{number:016x}",
+                   last={"teacher_similarity": 0.1 + 0.02 * number})  # fmt: skip
+    results = analysis.load(run.path)
+    for name in ("cost", "learning", "similarity", "timeline", "progress", "epoch_agreement"):
+        PLOTS[name].draw(results).savefig(io.BytesIO())
+    table = pd.DataFrame({"choice": ["arch.$x^$"], "importance": [0.5], "low": [0.4], "high": [0.6]})
+    PLOTS["importance"].draw(table).savefig(io.BytesIO())

@@ -1,8 +1,10 @@
 """The report: whole in one file, of runs in every state, and usable in a real browser."""
 
+import base64
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -10,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.colors import to_rgb
 
 import analysis
 from analysis import BadInput, report
+from analysis.palette import PALETTES
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -26,13 +30,15 @@ class Page(HTMLParser):
         self.data: dict[str, Any] = {}
         self.text = ""
         self.links: list[str] = []
+        self.is_data = False
         self._within: tuple[str, str | None] = ("", None)
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
         self._within = (tag, given.get("id"))
-        self.links += [str(given[name]) for name in ("src", "href") if name in given]
+        self.is_data = given.get("type") == "application/json"
+        self.links += [str(given[name]) for name in ("src", "href", "srcset") if name in given]
         if tag == "script":
             self.scripts.append(given.get("id") or "")
 
@@ -41,7 +47,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         tag, name = self._within
-        if tag == "script" and name is not None:
+        if tag == "script" and name is not None and self.is_data:
             self.data[name] = json.loads(data)
         elif tag not in ("script", "style"):
             self.text += data
@@ -95,9 +101,110 @@ def test_it_fetches_nothing_and_what_a_run_says_is_text(new_run: Callable[..., A
     run.end(evil, 1, "failed", reason=evil)
     (run.path / "recipe.yaml").write_text(evil)
     found = page_of(run.path)
-    assert found.scripts == ["chart-data", "trial-data", "", ""]
+    assert found.scripts == ["chart-data", "trial-data", "palettes", "plotly", ""]
     assert found.links == []
     assert "alert(1)" in found.text
+    parts = ("name", "text", "x", "y")
+    traces = [trace for chart in found.data["chart-data"] for trace in chart["data"]]
+    said = json.dumps([trace[part] for trace in traces for part in parts if part in trace])
+    assert "alert(1)" in said
+    assert "<" not in said  # plotly reads tags in its texts
+
+
+def test_what_a_run_lacks_is_left_out(new_run: Callable[..., Any]) -> None:
+    run = new_run()
+    told = {"name": "odd", "source": None, "params": None, "seconds": None, "metrics": {"test_accuracy": "high"}}
+    run.file.write_text(run.file.read_text().replace('"event": "teacher"', '"event": "other"'))
+    run.add("teacher", **told)
+    run.stage("short", 1)
+    run.trial("short", 0, 4, cost=None)
+    run.add("report", stage="short", number=0, epoch=1, seconds=None, metrics={"valid_accuracy": 0.5})
+    run.end("short", 0)
+    found = page_of(run.path)
+    assert "50.00 %" in found.text
+    assert "the teacher's" not in found.text
+    assert {chart["name"] for chart in found.data["chart-data"]} == {"curves", "best"}
+
+
+def test_hyperparameters_of_one_name_are_told_apart_and_sizes_are_those_deployed(new_run: Callable[..., Any]) -> None:
+    run = new_run()
+    run.stage("short", 1)
+    searched = {"losses.kd.temperature": 4, "losses.dkd.temperature": 2.5, "optimizer.lr": 0.1}
+    run.distil("short", 0, [0.5, 0.6], params=searched, last={"deployed_params": 123, "deployed_flops": 456})
+    said = page_of(run.path).text
+    assert "kd.temperature 4, dkd.temperature 2.5, lr 0.1" in said
+    answer = said[: said.index("Students, best first")]
+    assert "parameters123" in answer
+    assert "multiply-adds of an image456" in answer
+
+
+def test_commands_can_be_typed_as_they_stand(run: Any) -> None:
+    moved = run.path.rename(run.path.with_name("it's a run"))
+    (moved / "ledger.jsonl").write_text("".join((moved / "ledger.jsonl").read_text().splitlines(keepends=True)[:-1]))
+    said = page_of(moved).text
+    quoted = shlex.quote(str(moved))
+    assert shlex.split(quoted) == [str(moved)] != [quoted]
+    assert f"dux resume {quoted}" in said
+    assert f"dux export {quoted} --rank 1" in said
+
+
+def test_the_answer_says_how_sure_it_is_and_draws_the_student(run: Any) -> None:
+    found = page_of(run.path)
+    assert re.search(r"it would be the first of 2 in \d+ % of cases", found.text)
+    assert found.links == []  # a student of one choice that is no network that can be drawn
+    run.distil("final", 9, [0.5, 0.6, 0.99], width=32, proposal=9, arch={"depth1": 2, "depth2": 1, "width": 32})
+    light, dark = sorted(page_of(run.path).links)
+    assert light != dark
+    for link in (light, dark):
+        kind, _, data = link.partition(",")
+        assert kind == "data:image/svg+xml;base64"
+        assert b"<svg" in base64.b64decode(data)
+
+
+def searched(new_run: Callable[..., Any]) -> Any:
+    """Scores of twelve students and a stage that distils them: the depth is what matters."""
+    run = new_run(name="<b>searched</b>")
+    run.stage("score", 1, "score", objective={"snip": 1.0}, combine="rank", epochs=None)
+    archs: list[dict[str, int]] = [{"depth1": depth, "width": width} for depth in (1, 2, 3, 4) for width in (2, 4, 8)]
+    who = [{"arch": arch, "hash": f"{number:016x}"} for number, arch in enumerate(archs)]
+    for number, one in enumerate(who):
+        run.trial("score", number, **one)
+        run.score("score", number, snip=float(number), nwot=float(-number))
+        run.end("score", number)
+    run.stage("short", 2)
+    for number, one in enumerate(who):
+        end = 0.1 + 0.2 * one["arch"]["depth1"] + 0.001 * number
+        run.distil(
+            "short",
+            number,
+            [0.1, end / 2, 0.9 * end, end],
+            **one,
+            last={"teacher_similarity": end, "latency_ms": 1 + number},
+        )
+    run.add("run_end", seconds=60.0)
+    return run
+
+
+def test_pictures_of_what_goes_with_accuracy(new_run: Callable[..., Any]) -> None:
+    run = searched(new_run)
+    charts = {chart["name"]: chart for chart in page_of(run.path).data["chart-data"]}
+    assert {"cost", "flops", "importance", "likeness", "scores", "foretold"} <= set(charts)
+    [bars] = charts["importance"]["data"]
+    assert bars["y"][-1] == "depth1"
+    assert bars["x"] == sorted(bars["x"])
+    assert charts["scores"]["data"][0]["name"].startswith(("snip:", "params:"))
+    assert "tau 1.00" in charts["scores"]["data"][0]["name"]
+    assert "Kendall's tau of the two is 1.00 (n = 12 trials)" in charts["likeness"]["caption"]
+    [early] = charts["foretold"]["data"]
+    assert early["x"] == [2.0, 3.0]  # after the first all are alike
+    assert early["y"] == [1.0, 1.0]
+    colours = {
+        trace["name"]: trace["marker"]["color"] for name in ("cost", "timeline") for trace in charts[name]["data"]
+    }
+    assert colours["short"] != colours["score"]
+    front = charts["cost"]["data"][-1]
+    points = [point for trace in charts["cost"]["data"][:-1] for point in zip(trace["x"], trace["y"], strict=True)]
+    assert set(zip(front["x"], front["y"], strict=True)) <= set(points)
 
 
 @pytest.mark.parametrize("state", ["empty", "running", "failed", "scored"])
@@ -175,4 +282,32 @@ def test_in_a_browser_it_draws_sorts_and_filters_without_a_complaint(run: Any, b
     assert page.locator("#charts figure").count() >= 4
     assert re.search(r"\S", page.locator(".take").text_content())
     assert complaints == []
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_telephone_and_in_the_dark_it_fits_and_can_be_read(
+    scheme: str, new_run: Callable[..., Any], browser: Any
+) -> None:
+    file = report.write(searched(new_run).path)
+    page = browser.new_page(viewport={"width": 400, "height": 800}, color_scheme=scheme)
+    page.goto(f"file://{file}")
+    for chart in page.locator("#charts figure > div").all():
+        chart.scroll_into_view_if_needed()
+        chart.locator("svg.main-svg").first.wait_for(timeout=20_000)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    assert page.locator("#charts a").count() == 0
+    assert "<b>searched</b>" in page.locator("h1").text_content()
+    shown = page.locator("picture img").evaluate("one => one.currentSrc === one.src")
+    assert shown == (scheme == "light")  # the other one is for dark paper
+    drawn = page.locator("#chart-importance .bars path").first.evaluate("one => getComputedStyle(one).fill")
+    blue = to_rgb(PALETTES[scheme].colours[0])
+    assert [int(part) for part in re.findall(r"\d+", drawn)[:3]] == [round(255 * part) for part in blue]
+    # On paper in the colours of light paper, whatever the screen's.
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    light = [round(255 * part) for part in to_rgb(PALETTES["light"].colours[0])]
+    page.wait_for_function(
+        "rgb => getComputedStyle(document.querySelector('#chart-importance .bars path')).fill.includes(rgb)",
+        arg=", ".join(map(str, light)),
+    )
     page.close()
