@@ -9,6 +9,7 @@ from analysis.displays import Shown, show
 from analysis.errors import BadInput
 from analysis.importance import effects, importance
 from analysis.pareto import hypervolume, pareto
+from analysis.profile import profile
 from analysis.ranking import rank, rank_scores
 from analysis.results import Results, are_current, events, frames, load, load_many, write_tables
 from analysis.schema import describe_columns
@@ -40,6 +41,7 @@ __all__ = [
     "load_scores",
     "missing",
     "pareto",
+    "profile",
     "rank",
     "rank_scores",
     "show",

@@ -35,10 +35,11 @@ def agreement(
 
     Columns: predictor, stage, epoch, n candidates, k, and `tau` (Kendall's tau-b), `spearman` and `recall` (of the
     target's k best among the predictor's k best), each with the bounds `_low` and `_high` of its 95 % bootstrap
-    interval; NaN where a predictor or the target is constant. `seeds` of the predictor, and where there are several
-    `tau_mean` and `tau_std` of the taus of each on its own. `beats_size`: whether tau is above that of `params` and
-    that of `flops` on the same candidates; `over_size` says by how much, with its interval: a predictor whose
-    `over_size_low` is not above 0 may owe its lead to the choice of candidates.
+    interval; NaN where a predictor or the target is constant. Fewer than 5 candidates have no interval: resamples of
+    three in the right order say little else. `seeds` of the predictor, and where there are several `tau_mean` and
+    `tau_std` of the taus of each on its own. `beats_size`: whether tau is above that of `params` and that of `flops` on
+    the same candidates; `over_size` says by how much, with its interval: a predictor whose `over_size_low` is not
+    above 0 may owe its lead to the choice of candidates.
 
     Args:
         target: a metric of the last report of a trial; positive values agree with its better direction.

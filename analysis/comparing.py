@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import target as targets
+from analysis.displays import Shown, heading_of, show
 from analysis.errors import BadInput, unknown
 from analysis.judge import Judge
 from analysis.naming import student_name
@@ -17,6 +18,7 @@ from analysis.predictors import Predictor
 from analysis.ranking import FINISHED, rank
 from analysis.results import Results, distinct_names, load, renamed
 from analysis.schema import direction, number_columns
+from analysis.target import ENOUGH, Censored, Target
 
 Run = Results | str | Path
 _SIDES = ("one", "other")
@@ -87,19 +89,23 @@ def _wall_seconds(sessions: Sequence[tuple[float, float]], times: pd.Series) -> 
     return sum((times.clip(start, end) - start for start, end in sessions), pd.Series(0.0, index=times.index))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     """Two runs side by side; `one` and `other` in the names of columns are the first and the second.
 
     Args:
-        overview: a row per run: teacher, stage, trials, seconds, its best student and what he reaches.
+        overview: a row per run: teacher, trials and seconds of all stages; the `stage` that is compared, and its
+            students, the best of them and what he reaches in it.
         agreement: one row: `n` students in common, Kendall's `tau` between their values in both runs, and its 95 %
-            bootstrap interval `tau_low`, `tau_high`.
+            bootstrap interval `tau_low`, `tau_high` (NaN of fewer than 5).
         overlap: a row per k: the share of the k best in the other run that are among the k best in the one, of the
             students in common, with its interval, and `chance`, what unrelated orders would share.
         seconds: a row per value that the best so far attained in either run: the device-seconds that each run took to
             reach it (NaN: it never did), and `ratio`, other over one.
-        shared: a row per student in common, best mean place first: settings, size, value and rank in both.
+        shared: a row per student in common, best mean place first: settings, size, and of both runs value, rank, and
+            the epochs that it was trained for, the fewest of any of its trials.
+        metric: what is compared.
+        censored: what became of trials that were stopped early: `drop`, or `last`, their last report counts.
     """
 
     overview: pd.DataFrame
@@ -108,29 +114,50 @@ class Comparison:
     seconds: pd.DataFrame
     shared: pd.DataFrame
     metric: str
+    censored: Censored
+
+    def __repr__(self) -> str:
+        return self.summary()
 
     def summary(self) -> str:
         """The tables as text, the longer ones cut."""
-        return "\n".join(f"{title}\n{_text(table)}\n" for title, table in self._parts()).rstrip()
+        return "\n".join(f"{title}\n{table}\n" for title, table in self._parts()).rstrip()
 
     def _repr_html_(self) -> str:
-        return "".join(
-            f"<div>{html.escape(title)}</div>"
-            f"{table.to_html(index=False, float_format=_number, na_rep='-', escape=True)}"
-            for title, table in self._parts()
-        )
+        return "".join(f"<div>{html.escape(title)}</div>{table._repr_html_()}" for title, table in self._parts())
 
-    def _parts(self) -> list[tuple[str, pd.DataFrame]]:
+    def _parts(self) -> Iterator[tuple[str, Shown]]:
+        heading, times = heading_of(self.metric)
+        yield "runs, and the best of the stage that is compared", show(self._named(self.overview, self.metric))
+        sides = {f"value_{side}": f"{heading}, {side}" for side in _SIDES}
+        who = self.shared.assign(student=[student_name(arch) for arch in self.shared["arch"]])
+        told = ["student", "params", *sides, "difference", *(f"rank_{side}" for side in _SIDES)]
+        told += [f"epochs_{side}" for side in _SIDES] if self.censored == "last" else []
+        scaled = {name: times * who[name].astype("float64") for name in (*sides, "difference")}
+        yield self._common(), show(who.assign(**scaled)[told].rename(columns=sides), top=10)
+        if len(self.overlap):
+            shares = [str(name) for name in self.overlap if name != "k"]
+            yield "% of the k best in common", show(self.overlap.assign(**{c: 100 * self.overlap[c] for c in shares}))
+        if len(self.seconds):
+            thinned = self._named(_thinned(self.seconds, 8), self.metric)
+            yield f"device-seconds until the best {self.metric} so far, of any stage", show(thinned)
+
+    def _common(self) -> str:
         found = self.agreement.iloc[0]
-        if found["n"] < 2:
-            common = f"{found['n']:.0f} students in common: nothing to correlate"
-        else:
-            common = (f"{found['n']:.0f} students in common, Kendall's tau {found['tau']:.2f} "
-                      f"({found['tau_low']:.2f} to {found['tau_high']:.2f}, 95 %)")  # fmt: skip
-        parts = [("runs", self.overview), (common, self.shared.head(10).drop(columns=["hash", "arch"]))]
-        parts.append(("share of the k best in common", self.overlap))
-        parts.append((f"device-seconds until the best {self.metric} so far", _thinned(self.seconds, 8)))
-        return [(title, table) for title, table in parts if len(table) or title == common]
+        n = int(found["n"])
+        common = f"{n} student{'' if n == 1 else 's'} in common"
+        if n < 2:
+            return f"{common}: nothing to correlate"
+        at = ", those that were stopped early at their last report" if self.censored == "last" else ""
+        low, high = found["tau_low"], found["tau_high"]
+        sure = f"{low:.2f} to {high:.2f}, 95 %" if math.isfinite(low) else f"n = {n}: no interval"
+        return f"{common}{at}: Kendall's tau {found['tau']:.2f} ({sure})"
+
+    @staticmethod
+    def _named(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+        """With a metric's values as a person reads them."""
+        heading, times = heading_of(metric)
+        return table.assign(**{metric: times * table[metric].astype("float64")}).rename(columns={metric: heading})
 
 
 def compare(
@@ -141,11 +168,12 @@ def compare(
     ks: Iterable[int] = (1, 3, 5, 10),
     resamples: int = 1000,
     seed: int = 0,
+    censored: Censored | None = None,
 ) -> Comparison:
     """Two runs side by side: what each found and spent, and how far they agree on the students that both tried.
 
     Students in common have the same hash, so the same space and options. Their values are means over seeds and
-    hyperparameters of trials that were not stopped early, where at least 5 students have one (see `agreement`).
+    hyperparameters.
 
     Args:
         one, other: results of one run each, or their directories.
@@ -154,6 +182,8 @@ def compare(
         ks: how many of the best are compared; those beyond the students in common are left out.
         resamples: of the bootstrap over students in common.
         seed: of the resamples.
+        censored: trials that were stopped early: `drop` them, or take their `last` value, after however few epochs.
+            Default: drop, when at least 5 students are in common then.
 
     Raises:
         BadInput: several runs on a side, an unknown stage or metric, or an argument out of its range.
@@ -161,8 +191,8 @@ def compare(
     sides = _named(_loaded(one), _loaded(other))
     if wrong := [k for k in ks if k < 1]:
         raise BadInput(f"each k must be at least 1, not {wrong[0]}")
-    found = [targets.final(side, metric, stage, None) for side in sides]
-    shared = _shared(sides, [truth.values for truth in found], metric)
+    found, way = _finals(sides, metric, stage, censored)
+    shared = _shared(sides, found, metric)
     signs = -1 if direction(metric) == "lower" else 1
     truth = (signs * shared.set_index("hash")["value_other"]).rename("value")
     guess = Predictor(metric, None, None, signs * shared.set_index("hash")["value_one"])
@@ -179,6 +209,7 @@ def compare(
         seconds=_seconds_to_reach(sides, metric),
         shared=shared,
         metric=metric,
+        censored=way,
     )
 
 
@@ -195,32 +226,47 @@ def _named(one: Results, other: Results) -> tuple[Results, Results]:
     return renamed(one, first), renamed(other, second)
 
 
+def _finals(
+    sides: Sequence[Results], metric: str, stage: str | None, censored: Censored | None
+) -> tuple[list[Target], Censored]:
+    """What the students of both have reached, and what became of those that were stopped early: of both the same."""
+
+    def found(way: Censored) -> tuple[list[Target], int]:
+        both = [targets.final(side, metric, stage, way) for side in sides]
+        return both, len(both[0].values.index.intersection(both[1].values.index))
+
+    if censored is not None:
+        return found(censored)[0], censored
+    (finished, few), (every, more) = found("drop"), found("last")
+    return (every, "last") if few < ENOUGH and few < more else (finished, "drop")
+
+
 def _overview(side: Results, stage: str | None, metric: str) -> dict[str, object]:
-    ranked = rank(side)
-    best = ranked.iloc[0] if len(ranked) else None
+    ranked = rank(side, stage=stage if stage in set(side.trials["stage"]) else None)
+    best = ranked.iloc[0] if len(ranked) and ranked["stage"].iloc[0] == stage else None
     return {
         "run": side.name,
         "teacher": side.teacher.get("name"),
         "finished": side.finished,
-        "stage": stage,
-        "students": side.trials.loc[side.trials["stage"] == stage, "hash"].nunique(),
         "trials": len(side.trials),
         "device_seconds": side.device_seconds,
         "wall_seconds": side.seconds,
+        "stage": stage,
+        "students": side.trials.loc[side.trials["stage"] == stage, "hash"].nunique(),
         "best": None if best is None else student_name(best["arch"]),
         "params": None if best is None else best["params"],
         metric: math.nan if best is None else best.get(metric, math.nan),
     }
 
 
-def _shared(sides: Sequence[Results], values: Sequence[pd.Series], metric: str) -> pd.DataFrame:
+def _shared(sides: Sequence[Results], found: Sequence[Target], metric: str) -> pd.DataFrame:
     """The students that both runs have a value of, with who they are."""
+    values = [truth.values for truth in found]
     sign = -1 if direction(metric) == "lower" else 1
-    both = {f"value_{side}": sign * found for side, found in zip(_SIDES, values, strict=True)}
-    ranks = {
-        f"rank_{side}": found.rank(ascending=False, method="min") for side, found in zip(_SIDES, values, strict=True)
-    }
-    table = pd.concat({**both, **ranks}, axis=1, join="inner").rename_axis("hash")
+    both = {f"value_{side}": sign * one for side, one in zip(_SIDES, values, strict=True)}
+    ranks = {f"rank_{side}": one.rank(ascending=False, method="min") for side, one in zip(_SIDES, values, strict=True)}
+    epochs = {f"epochs_{name}": _epochs(side, truth) for name, side, truth in zip(_SIDES, sides, found, strict=True)}
+    table = pd.concat({**both, **ranks, **epochs}, axis=1, join="inner").rename_axis("hash")
     table.insert(2, "difference", table["value_other"] - table["value_one"])
     trials = sides[0].trials
     settings = [c for c in trials.columns if c.startswith("arch.")]
@@ -230,6 +276,13 @@ def _shared(sides: Sequence[Results], values: Sequence[pd.Series], metric: str) 
     )
     table = who.join(table, how="inner").reset_index().sort_values(["_place", "hash"], kind="stable")
     return table.drop(columns="_place").reset_index(drop=True)
+
+
+def _epochs(side: Results, truth: Target) -> pd.Series:
+    """By hash, the epochs that the trials of a target have behind them, the least of any."""
+    trials = side.trials[(side.trials["stage"] == truth.stage) & ~side.trials["control"]]
+    kept = ("completed",) if truth.censored == "drop" else FINISHED
+    return trials[trials["status"].isin(kept)].groupby("hash")["epochs"].min()
 
 
 def _seconds_to_reach(sides: Sequence[Results], metric: str) -> pd.DataFrame:
@@ -250,11 +303,3 @@ def _thinned(table: pd.DataFrame, rows: int) -> pd.DataFrame:
     if len(table) <= rows:
         return table
     return table.iloc[np.unique(np.linspace(0, len(table) - 1, rows).round().astype(int))]
-
-
-def _text(table: pd.DataFrame) -> str:
-    return "" if table.empty else table.to_string(index=False, float_format=_number, na_rep="-")
-
-
-def _number(value: float) -> str:
-    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"

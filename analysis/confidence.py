@@ -15,12 +15,14 @@ Shape suffixes: B resamples at a time, N candidates, S seeds of a candidate, K c
 import html
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
+from analysis.displays import Part, Shown, show
 from analysis.errors import BadInput
+from analysis.naming import student_name
 from analysis.ranking import By, Combine, Rule, lasted, rank, ruled, scored, seeds_of
 from analysis.schema import is_setting
 from analysis.sources import Source, is_summary, trials_of
@@ -28,9 +30,10 @@ from analysis.sources import Source, is_summary, trials_of
 _KEY = ["run", "stage", "hash", "proposal"]
 _BLOCK = 2**20  # numbers of one array at a time
 _SHOWN = 16  # roughly how many candidates are shown
+_PAIRS = "% of resamples in which the row's student is better than that of the column's number"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Confidence:
     """A ranking with what resampling its seeds did to it.
 
@@ -51,12 +54,16 @@ class Confidence:
     pooled: int
     resamples: int
 
+    def __repr__(self) -> str:
+        return self.summary()
+
     def summary(self) -> str:
         """A few lines: how sure the first place is, the table, and who is better than whom."""
-        lines = [self._verdict(), _shown(self.ranks).to_string(index=False, float_format="{:.4g}".format, na_rep="-")]
-        if self.pairs.notna().any(axis=None):
-            lines += ["", "% of resamples in which the row's student is better than the column's", self._percent()]
-        return "\n".join(lines)
+        return "\n".join([self._verdict(), repr(self._table()), *(f"\n{_PAIRS}\n{pairs}" for pairs in self._shares())])
+
+    def _repr_html_(self) -> str:
+        shares = "".join(f"<div>{_PAIRS}</div>{pairs._repr_html_()}" for pairs in self._shares())
+        return f"<div>{html.escape(self._verdict())}</div>{self._table()._repr_html_()}{shares}"
 
     def _verdict(self) -> str:
         if self.ranks.empty:
@@ -65,18 +72,27 @@ class Confidence:
             return "every student has one seed: nothing says how much of the order is chance; train with `seeds: 3`"
         best = self.ranks.iloc[0]
         low, high = best["rank_low"], best["rank_high"]
-        return (f"{best['hash'][:8]} is first of {self.of} in {100 * best['first']:.0f} % of {self.resamples} resamples"
+        return (f"{self._names()[0]} is first of {self.of} in {100 * best['first']:.0f} % of {self.resamples} resamples"
                 f" (rank {low:g} to {high:g}, 95 %); spread taken from {self.pooled} seeds")  # fmt: skip
 
-    def _percent(self) -> str:
-        table = self.pairs.rename(index=lambda name: name[:8], columns=lambda name: name[:8])
-        return (100 * table).to_string(float_format="{:.0f}".format, na_rep="-", index_names=False)
+    def _names(self) -> list[str]:
+        """Of the students that are shown; of several runs with their run's."""
+        several = self.ranks["run"].nunique() > 1
+        rows = zip(self.ranks["arch"], self.ranks["run"], strict=True)
+        return [student_name(arch) + (f" ({run})" if several else "") for arch, run in rows]
 
-    def _repr_html_(self) -> str:
-        pairs = self.pairs.rename(index=lambda name: name[:8], columns=lambda name: name[:8])
-        table = _shown(self.ranks).to_html(index=False, float_format="{:.4g}".format, na_rep="-", escape=True)
-        shares = (100 * pairs).to_html(float_format="{:.0f}".format, na_rep="-", escape=True, index_names=False)
-        return f"<div>{html.escape(self._verdict())}</div>{table}{shares if self.pairs.notna().any(axis=None) else ''}"
+    def _table(self) -> Shown:
+        shown = show(self.ranks, top=max(1, len(self.ranks)))
+        seeds = Part("seeds", tuple(map(str, self.ranks["seeds"])), "seeds that its score is the mean of")
+        return replace(shown, parts=(*shown.parts, seeds))
+
+    def _shares(self) -> Iterator[Shown]:
+        """The pairs in percent, where anything is known of them; a column a row, by number."""
+        if self.pairs.notna().any(axis=None):
+            names = tuple(f"{row}: {name}" for row, name in enumerate(self._names(), 1))
+            shares = (100 * self.pairs.to_numpy()).T
+            cells = (tuple("-" if math.isnan(one) else f"{one:.0f}" for one in column) for column in shares)
+            yield Shown((Part("", names, words=True), *(Part(str(row), one) for row, one in enumerate(cells, 1))))
 
 
 def confidence(
@@ -231,11 +247,3 @@ def _table(shown: pd.DataFrame, placed: _Placed | None) -> pd.DataFrame:
     low, high = np.quantile(ranks_RK, [0.025, 0.975], axis=0)
     said = {"rank_mean": ranks_RK.mean(0), "rank_low": low, "rank_high": high}
     return table.assign(**said, first=placed.first_K if placed else none[0])
-
-
-def _shown(ranks: pd.DataFrame) -> pd.DataFrame:
-    """What a person reads of the table."""
-    told = ["rank", "hash", "score", "seeds", "rank_low", "rank_high", "first"]
-    choices = [c for c in ranks.columns if c.startswith("arch.")]
-    table = ranks[["rank", "hash", *choices, *told[2:]]]
-    return table.assign(hash=table["hash"].str[:8]).rename(columns={"hash": "student"})

@@ -14,7 +14,7 @@ import pandas as pd
 from pandas.api import types
 
 from analysis.deployed import as_deployed
-from analysis.naming import setting_names, student_name
+from analysis.naming import known_number, setting_names, short_number, student_name
 from analysis.ranking import rank
 from analysis.results import STATUSES, Results
 from analysis.schema import SIZES, column_of, is_setting, only_scores, score_columns
@@ -157,6 +157,13 @@ _FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 )
 
 
+def heading_of(metric: str) -> tuple[str, float]:
+    """What a metric is called above a column of numbers, and what they are multiplied by: accuracies are in percent."""
+    if metric.endswith("_accuracy"):
+        return f"{metric.removesuffix('_accuracy')} %", 100.0
+    return metric.replace("_", " "), 1.0
+
+
 def _with_spread(table: pd.DataFrame, name: str, form: Callable[[float], str]) -> tuple[str, ...]:
     """Values, each with its spread over seeds where that is known."""
     spread = table.get(f"{name}_std")
@@ -242,12 +249,12 @@ def facts(results: Results) -> list[str]:
     """What a run is, a line each: its state, its best student, its teachers, what it cost, and what failed."""
     state = "finished" if results.finished else "not finished"
     name = results.name or results.path.name
-    lines = [f"{name}: {state}, {_number(results.seconds)} s, {len(results.trials):,} trials"]
+    lines = [f"{name}: {state}, {short_number(results.seconds)} s, {len(results.trials):,} trials"]
     lines += _best(results)
     lines += [_teacher(teacher) for teacher in results.teachers]
     taught = sum(teacher.get("seconds") or 0.0 for teacher in results.teachers)
-    of_them = f", {_number(taught)} of them to train the teacher" if taught else ""
-    lines.append(f"cost: {_number(results.device_seconds)} device-seconds{of_them}")
+    of_them = f", {short_number(taught)} of them to train the teacher" if taught else ""
+    lines.append(f"cost: {short_number(results.device_seconds)} device-seconds{of_them}")
     return [*lines, *_failures(results.trials)]
 
 
@@ -275,9 +282,10 @@ _TOLD: tuple[tuple[str, Callable[[float], str], str], ...] = (
 
 
 def _teacher(teacher: Mapping[str, Any]) -> str:
-    accuracy = (teacher.get("metrics") or {}).get("test_accuracy")
+    accuracy = known_number((teacher.get("metrics") or {}).get("test_accuracy"))
     share = "" if accuracy is None else f", test accuracy {accuracy:.4f}"
-    size = "" if teacher.get("params") is None else f", {teacher['params']:,} parameters"
+    params = known_number(teacher.get("params"))
+    size = "" if params is None else f", {params:,.0f} parameters"
     return f"teacher {teacher['name']} ({teacher.get('source', 'unknown')}{size}{share})"
 
 
@@ -306,7 +314,3 @@ def of_results(results: Results) -> str:
     first, *rest = (html.escape(line) for line in facts(results))
     lines = [f"<strong>{first}</strong>", *rest]
     return "".join(f"<div>{line}</div>" for line in lines) + stages(results)._repr_html_()
-
-
-def _number(value: float) -> str:
-    return _MISSING if math.isnan(value) else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -8,6 +8,7 @@ import pandas as pd
 from analysis import correlation
 from analysis.errors import BadInput
 from analysis.predictors import Predictor
+from analysis.target import ENOUGH
 
 STATISTICS = ("tau", "spearman", "recall")
 _INTERVALS = {f"{name}{end}": "float64" for name in STATISTICS for end in ("", "_low", "_high")}
@@ -64,10 +65,10 @@ class Judge:
         x, y = both["x"].to_numpy(dtype="float64"), both["y"].to_numpy(dtype="float64")
         weights, size = self._drawn(both["y"])
         tau = correlation.kendall_tau(x, y, weights)
-        row |= _interval("tau", tau)
-        row |= _interval("spearman", correlation.spearman(x, y, weights))
-        row |= _interval("recall", correlation.top_k_recall(x, y, k, weights))
-        row |= _interval("over_size", tau - size)
+        found = {"tau": tau, "spearman": correlation.spearman(x, y, weights), "over_size": tau - size}
+        found["recall"] = correlation.top_k_recall(x, y, k, weights)
+        for name, values in found.items():
+            row |= _interval(name, values if n >= ENOUGH else values[:1])
         return row | {"beats_size": bool(tau[0] > size[0])} | self._spread(one, both["y"])
 
     def _drawn(self, truth: pd.Series) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +105,10 @@ def table(rows: list[dict[str, object]]) -> pd.DataFrame:
 
 
 def _interval(name: str, values_R: np.ndarray) -> dict[str, float]:
-    """The estimate, first in its resamples, and the bounds of its 95 % bootstrap interval."""
+    """The estimate, first in its resamples, and the bounds of its 95 % bootstrap interval; NaN without resamples.
+
+    Of very few candidates there are none: nearly every resample of three that are in order is in order, too.
+    """
     drawn = values_R[1:][np.isfinite(values_R[1:])]
     low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) and np.isfinite(values_R[0]) else (np.nan, np.nan)
     return {name: float(values_R[0]), f"{name}_low": float(low), f"{name}_high": float(high)}

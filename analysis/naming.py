@@ -37,6 +37,11 @@ def setting_names(settings: Iterable[str]) -> dict[str, str]:
     return {name: part[-1] if ends[part[-1]] == 1 else ".".join(part[-2:]) for name, part in parts.items()}
 
 
+def short_number(value: float) -> str:
+    """Four digits, or with commas from a thousand on; `-` where it is not known."""
+    return "-" if math.isnan(value) else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
 def known_number(value: object) -> float | None:
     """A finite number, or None for anything else that a run may say."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)

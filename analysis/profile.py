@@ -4,7 +4,7 @@ A slot is a share of the cluster that runs one trial at a time. What reports do 
 slot's first work began, or waiting.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -19,10 +19,15 @@ driver proposes, or at a stage's end; and epochs whose reports were lost. other:
 OUTSIDE = "between stages"
 """The time before the first stage, between stages and after the last."""
 
-ALL = "all"
+ALL = "the whole run"
 USEFUL = ("student", "teacher", "scoring")
 _METRICS = {"student": "student_seconds", "teacher": "teacher_seconds", "evaluation": "evaluate_seconds"}
-_OWN = {"start-up": "setup_seconds", "checkpoint": "checkpoint_seconds"}  # of the report itself, whatever its epoch took
+_OWN = {
+    "start-up": "setup_seconds",
+    "checkpoint": "checkpoint_seconds",
+}  # of the report itself, whatever its epoch took
+_CLOCK = 0.01  # seconds by which two workers of a slot may seem to overlap
+_KNOWN = ("stage", "time", "seconds", "worker")
 _DTYPES = {"run": "string", "stage": "string", "part": "string", "seconds": "float64", "percent": "float64"}
 
 Parts = dict[str, float]
@@ -36,7 +41,7 @@ def profile(results: Results) -> pd.DataFrame:
         A row for each run, stage and part (`PARTS`, in that order): `run`, `stage`, `part`, `seconds` (device-seconds),
         `percent` (of the stage). The parts of a stage add up to its slots x its wall time without pauses before
         resumptions. After the stages stands `between stages`, with the teacher's training and, as start-up, what
-        comes before a session's first stage; then `all`, their sum.
+        comes before a session's first stage; then `the whole run`, their sum.
     """
     rows = [row for run in results.sessions for row in _rows_of(results, run)]
     return pd.DataFrame(rows, columns=list(_DTYPES)).astype(_DTYPES)
@@ -49,9 +54,31 @@ def useful_percent(table: pd.DataFrame, stage: str = ALL) -> float:
     return 100 * float(seconds.reindex(list(USEFUL)).sum()) / after if after > 0 else float("nan")
 
 
+def shown(results: Results) -> tuple[list[str], list[list[str]], str]:
+    """The profile of one run for people: headings, a row of texts for each part, and a line that stands below."""
+    table = profile(results)
+    wide = table.pivot(index="part", columns="stage", values="seconds")
+    wide = wide.reindex(index=list(PARTS), columns=table["stage"].drop_duplicates())
+    whole = wide.sum().tolist()
+    rows = [
+        [part, *map(_cell, seconds, whole)]
+        for part, seconds in zip(PARTS, wide.to_numpy().tolist(), strict=True)
+        if any(seconds)
+    ]
+    rows.append(["device-seconds", *(f"{seconds:,.1f}" for seconds in whole)])
+    useful = useful_percent(table)
+    line = "" if np.isnan(useful) else f"students, teacher and scoring are {useful:.0f} % of what follows start-up"
+    return ["", *map(str, wide)], rows, line
+
+
+def _cell(seconds: float, whole: float) -> str:
+    return f"{seconds:,.1f} ({100 * seconds / whole:.0f} %)" if seconds > 0 else "-"
+
+
 def _rows_of(results: Results, run: str) -> Iterator[tuple[str, str, str, float, float]]:
     stages = results.stages[results.stages["run"] == run]
-    epochs = results.epochs[results.epochs["run"] == run].dropna(subset=["time"])
+    names = [name for name in (*_KNOWN, *_OWN.values(), *_METRICS.values()) if name in results.epochs]
+    epochs = results.epochs.loc[results.epochs["run"] == run, names].dropna(subset=["time"])
     sessions = results.sessions[run]
     found: dict[str, Parts] = {}
     spans: list[Span] = []
@@ -100,7 +127,8 @@ def _spent(epochs: pd.DataFrame, span: Span, slots: int, scoring: bool) -> tuple
         late = min(max(min(workers.values()) - span[0], 0.0), wall)
         own = work[work["worker"].isin(list(workers))].drop(columns="worker").sum()
         # Clocks of several machines may differ; no slot has worked for longer than there was time.
-        share = min(1.0, (wall - late) / own.sum()) if own.sum() > 0 else 0.0
+        spent, room = float(own.sum()), wall - late
+        share = room / max(spent, room) if spent > 0 else 0.0
         for part, seconds in own.items():
             parts[str(part)] += share * float(seconds)
         parts["start-up"] += late
@@ -126,7 +154,7 @@ def _slots_of(lives: pd.DataFrame) -> list[dict[str, float]]:
     slots: list[dict[str, float]] = []
     free: list[float] = []
     for worker, begin, end in lives.itertuples():
-        row = next((row for row, until in enumerate(free) if until <= begin), len(free))
+        row = next((row for row, until in enumerate(free) if until <= begin + _CLOCK), len(free))
         if row == len(free):
             slots.append({})
             free.append(end)
@@ -175,12 +203,3 @@ def _outside(sessions: Sequence[Span], stages: Sequence[Span], slots: int, taugh
     waiting = (slots - 1) * trained + slots * (late - (trained - before))
     nothing = dict.fromkeys(PARTS, 0.0)
     return {**nothing, "teacher": trained, "start-up": slots * (early - before), "waiting": waiting}
-
-
-def wide(table: pd.DataFrame, run: str, values: str = "seconds") -> Mapping[str, Mapping[str, float]]:
-    """Of a profile, the seconds (or percent) of one run's parts by stage."""
-    own = table[table["run"] == run]
-    return {
-        str(stage): dict(zip(rows["part"], rows[values], strict=True))
-        for stage, rows in own.groupby("stage", sort=False)
-    }

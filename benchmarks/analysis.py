@@ -8,12 +8,18 @@ With `--epochs E` every trial is a student distilled for E epochs (`--trials 100
 A fresh process then imports, loads and ranks from the tables, another from the ledger. Last line: seconds of the first
 (median); epochs_seconds, what reading all epochs takes there besides, once somebody asks for them; peak_mb, epochs read
 as well; ledger_seconds and ledger_peak_mb of the second; trials, epochs.
+
+With `--report` (5,000 trials of 10 epochs, unless said otherwise) a fresh process writes the run's report from its
+tables, and Chromium, where it and Playwright are present, opens it. Last line: write_seconds (median), mb of the file,
+answer_seconds until the answer and the table of trials stand, drawn_seconds until the first picture is drawn (medians,
+each time in a fresh browser), trials, epochs.
 """
 
 import argparse
 import importlib
 import json
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -137,7 +143,15 @@ def write_tables(path: Path) -> dict[str, float]:
     return timed.figures()
 
 
-WORK = {"all": measure, "load": load_and_rank, "write": write_tables}
+def write_report(path: Path) -> dict[str, float]:
+    """Seconds of writing a run's report, in this process, its size in MB, and `peak_mb`."""
+    timed = Clock()
+    report = timed("import", lambda: importlib.import_module("analysis.report"))
+    file = timed("write", lambda: report.write(path))
+    return {**timed.figures(), "mb": file.stat().st_size / 2**20}
+
+
+WORK = {"all": measure, "load": load_and_rank, "write": write_tables, "report": write_report}
 
 
 def fresh(work: str, path: Path | str) -> dict[str, float]:
@@ -171,6 +185,45 @@ def of_many_epochs(trials: int, epochs: int, repeats: int) -> None:
     print(json.dumps({**{k: round(v, 2) for k, v in figures.items()}, "trials": trials, "epochs": epochs}))
 
 
+def of_report(trials: int, epochs: int, repeats: int) -> None:
+    """Print what writing and opening the report takes (medians)."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_ledger(Path(folder), distilled(trials, epochs))
+        fresh("write", folder)
+        found = [fresh("report", folder) for _ in range(repeats)]
+        opened = [_opened(Path(folder) / "report.html") for _ in range(repeats)]
+    figures = {"write_seconds": statistics.median(one["import"] + one["write"] for one in found), "mb": found[0]["mb"]}
+    for name in opened[0]:
+        figures[name] = statistics.median(one[name] for one in opened)
+    for name, value in figures.items():
+        print(f"{name:<16}{value:10.2f}")
+    print(json.dumps({**{k: round(v, 2) for k, v in figures.items()}, "trials": trials, "epochs": epochs}))
+
+
+def _opened(file: Path) -> dict[str, float]:
+    """Seconds until a page stands, and until its first picture is drawn; nothing without a browser."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        browser = None
+    if browser is None:
+        print("neither Chromium nor Playwright: the report is not opened")
+        return {}
+    with sync_playwright() as playing:
+        window = playing.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        page = window.new_page()
+        begin = time.perf_counter()
+        page.goto(file.resolve().as_uri())
+        page.locator("#trials tbody tr").first.wait_for()
+        stands = time.perf_counter() - begin
+        page.locator("#charts figure").first.scroll_into_view_if_needed()  # pictures are drawn as they come into view
+        page.locator("#charts .main-svg").first.wait_for(state="attached")
+        drawn = time.perf_counter() - begin
+        window.close()
+    return {"answer_seconds": stands, "drawn_seconds": drawn}
+
+
 def _seconds(figures: dict[str, float]) -> float:
     return sum(value for name, value in figures.items() if name != "peak_mb")
 
@@ -179,7 +232,8 @@ def main() -> None:
     """Print the table and the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one repetition instead of five")
-    parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--report", action="store_true", help="write the report of a large run, and open it")
+    parser.add_argument("--trials", type=int, help="default: 10,000; with --report 5,000")
     parser.add_argument("--epochs", type=int, help="every trial a student distilled for so many epochs")
     parser.add_argument("--work", choices=WORK, default="all", help=argparse.SUPPRESS)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
@@ -188,19 +242,23 @@ def main() -> None:
         print(json.dumps(WORK[arguments.work](arguments.measure)))
         return
     repeats = 1 if arguments.quick else 5
+    trials = arguments.trials or (5_000 if arguments.report else 10_000)
+    if arguments.report:
+        of_report(trials, arguments.epochs or 10, repeats)
+        return
     if arguments.epochs is not None:
-        of_many_epochs(arguments.trials, arguments.epochs, repeats)
+        of_many_epochs(trials, arguments.epochs, repeats)
         return
     found = []
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
-            write_ledger(Path(folder), ledger(arguments.trials))
+            write_ledger(Path(folder), ledger(trials))
             found.append(fresh("all", folder))
     medians = {name: statistics.median(one[name] for one in found) for name in found[0]}
     for name, value in medians.items():
         print(f"{name:<22}{value:10.3f}{'' if name == 'peak_mb' else ' s'}")
     total = statistics.median(map(_seconds, found))
-    print(json.dumps({"seconds": round(total, 3), "peak_mb": round(medians["peak_mb"], 1), "trials": arguments.trials}))
+    print(json.dumps({"seconds": round(total, 3), "peak_mb": round(medians["peak_mb"], 1), "trials": trials}))
 
 
 if __name__ == "__main__":

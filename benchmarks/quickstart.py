@@ -4,9 +4,9 @@
 
 The run is a child process with an empty cache, so that it trains its teacher, and in a temporary folder. Memory is the
 sum over all processes of the run, sampled up to twice a second; a page that several of them share is counted once (by
-shares) where the system tells, else in each. `useful_share` is the share of slots x wall time, from the first report
-to the end of the process, that went into students' steps, the teacher's outputs, evaluation and scores. `--quick`
-makes the search smaller: fewer candidates and epochs.
+shares) where the system tells, else in each. `useful_share` is the share of the device-time after start-up that went
+into students' steps, the teacher and scores, of the whole run as `dux status --profile` tells it; the table is printed.
+`--quick` makes the search smaller: fewer candidates and epochs.
 """
 
 import argparse
@@ -23,10 +23,11 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before this folder, which has an analysis.py of its own
 
 import analysis
+from analysis.profile import useful_percent
+from orchestrator import show
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALLER = ("teacher.train_epochs=5", "stages.score.trials=40", "stages.short.epochs=3", "stages.final.epochs=6")
-USEFUL = ["student_seconds", "teacher_seconds", "evaluate_seconds"]
 
 
 def memory_bytes(process: psutil.Process) -> int:
@@ -43,8 +44,8 @@ def memory_bytes(process: psutil.Process) -> int:
         return 0
 
 
-def watch(command: list[str], environment: dict[str, str]) -> tuple[float, float, float]:
-    """Run a command; seconds, when it ended (unix s), and the peak memory of its process tree in MB."""
+def watch(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
+    """Run a command; seconds, and the peak memory of its process tree in MB."""
     started, peak = time.perf_counter(), 0
     child = subprocess.Popen(command, env=environment, cwd=ROOT)
     tree = psutil.Process(child.pid)
@@ -59,19 +60,7 @@ def watch(command: list[str], environment: dict[str, str]) -> tuple[float, float
         time.sleep(max(0.5, 20 * (time.perf_counter() - sampled)))
     if child.wait():
         raise SystemExit(f"the run has failed with exit code {child.returncode}")
-    return time.perf_counter() - started, time.time(), peak / 2**20
-
-
-def useful_share(run: Path, ended: float) -> float:
-    """Share of slots x wall time, from the first report on, that went into students, teacher, evaluation, scores."""
-    epochs = analysis.load(run).epochs
-    slots = max(event["slots"] for event in analysis.events(run) if event["event"] == "stage_end")
-    first = epochs["time"].min()
-    # What was reported within half a second of the first report was worked on before it.
-    later = epochs[epochs["time"] > first + 0.5]
-    # Scores have no parts: all of their seconds count.
-    useful = later[USEFUL].sum(axis=1).where(later["student_seconds"].notna(), later["seconds"])
-    return float(useful.sum()) / (slots * (ended - first))
+    return time.perf_counter() - started, peak / 2**20
 
 
 def main() -> None:
@@ -84,8 +73,10 @@ def main() -> None:
         for change in SMALLER if arguments.quick else ():
             command += ["--set", change]
         environment = {**os.environ, "DUX_CACHE": f"{folder}/cache"}
-        seconds, ended, peak_mb = watch(command, environment)
-        share = useful_share(Path(folder) / "run", ended)
+        seconds, peak_mb = watch(command, environment)
+        results = analysis.load(Path(folder) / "run")
+    share = useful_percent(analysis.profile(results)) / 100
+    show.console().print(show.profile(results), highlight=False)
     print(f"\n{os.cpu_count()} CPUs; memory counts shared pages once where /proc tells")
     print(json.dumps({"seconds": round(seconds, 1), "peak_mb": round(peak_mb), "useful_share": round(share, 3)}))
 

@@ -98,7 +98,15 @@ def resume(
     return take_up(place(path), address, progress, retry_failed)
 
 
-def export(run: str | Path, rank: int = 1, format: str = "safetensors", output: str | Path | None = None) -> "Exported":
+def export(
+    run: str | Path,
+    rank: int = 1,
+    format: str = "safetensors",
+    output: str | Path | None = None,
+    *,
+    by: "Mapping[str, float] | str | None" = None,
+    where: str | None = None,
+) -> "Exported":
     """Write a student of a run to a new folder: its network, `student.json` (architecture, input, classes, metrics,
     where it comes from), MODEL_CARD.md in words, and the recipe. The run is only read.
 
@@ -106,10 +114,11 @@ def export(run: str | Path, rank: int = 1, format: str = "safetensors", output: 
 
     Args:
         run: its directory, or its address in an object store, as text.
-        rank: of the rows of `analysis.rank`; of several seeds it is the best by the objective.
+        rank: of the rows of `analysis.rank`, from 1; of several seeds it is the best by the objective.
         format: `safetensors`, the weights; `torch`, a program for `torch.export.load`; `onnx`. The latter two hold
             the whole network and normalise the images themselves.
         output: default: in the working directory, named by run, rank and format.
+        by, where: as of `analysis.rank`, which with the same ones tells the ranks.
 
     Returns:
         The folder, and how far the logits of what was written are from the student's on images of the run's data.
@@ -121,7 +130,8 @@ def export(run: str | Path, rank: int = 1, format: str = "safetensors", output: 
     from analysis.remote import place
     from orchestrator import exporting
 
-    return exporting.export(place(run), rank, format, Path(output) if output is not None else None)
+    folder = Path(output) if output is not None else None
+    return exporting.export(place(run), rank, format, folder, by, where)
 
 
 def __getattr__(name: str) -> Any:

@@ -28,6 +28,10 @@ Overrides = Annotated[
 Name = Annotated[str | None, typer.Option(help="Name of the run; default: the recipe's and the time.")]
 Storage = Annotated[str, typer.Option(help="Where runs lie: a folder, or an object store as in s3://bucket/runs.")]
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="A run's directory, or its address in an object store.")]
+By = Annotated[
+    str | None, typer.Option(help="Metrics to rank by, as in valid_accuracy or valid_accuracy=1,params=1e-6.")
+]
+Where = Annotated[str | None, typer.Option(help="Which students, as in 'params < 10000 and arch.width >= 4'.")]
 Address = Annotated[str | None, typer.Option(help="Address of a Ray cluster; default: this machine alone.")]
 
 
@@ -123,32 +127,34 @@ def resume(
 
 
 @app.command()
-def status(path: RunPath) -> None:
+def status(
+    path: RunPath,
+    profile: Annotated[bool, typer.Option("--profile", help="Where the device-time went, too.")] = False,
+) -> None:
     """How far a run is, and what has failed."""
     import analysis
-    from orchestrator import run_directory as runs
-    from orchestrator import show
+    from orchestrator import existing, show
 
-    where = _place(path)
-    if "://" not in path:
-        runs.check_run(where)
-        held_by = runs.holder(where)
-        show.console().print(show.status(analysis.load(where), held_by), highlight=False)
-        return
-    from orchestrator.mirror import held
+    where, far = _place(path), "://" in path
+    held_by: int | str | None
+    if far:
+        from orchestrator.mirror import held
 
-    show.console().print(show.status(analysis.load(where), held(where)), highlight=False, soft_wrap=True)
+        held_by = held(where)
+    else:
+        existing.check_run(where)
+        held_by = existing.holder(where)
+    results, out = analysis.load(where), show.console()
+    out.print(show.status(results, held_by), highlight=False, soft_wrap=far)
+    if profile:
+        out.print(show.profile(results), highlight=False, soft_wrap=far)
 
 
 @app.command()
 def rank(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run's directory or address, or a table of `dux score`.")],
-    by: Annotated[
-        str | None, typer.Option(help="Metrics to rank by, as in valid_accuracy or valid_accuracy=1,params=1e-6.")
-    ] = None,
-    where: Annotated[
-        str | None, typer.Option(help="Which students, as in 'params < 10000 and arch.width >= 4'.")
-    ] = None,
+    by: By = None,
+    where: Where = None,
     stage: Annotated[str | None, typer.Option(help="Of which stage; default: the last one.")] = None,
     top: Annotated[int | None, typer.Option(min=1, help="How many.")] = None,
     output: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
@@ -200,18 +206,20 @@ def report(
 @app.command()
 def export(
     path: RunPath,
-    rank: Annotated[int, typer.Option(help="Which student, as `dux rank` orders them.")] = 1,
+    rank: Annotated[int, typer.Option(help="Which student, as `dux rank` orders them by the same words.")] = 1,
+    by: By = None,
+    where: Where = None,
     format_: Annotated[str, typer.Option("--format", help="safetensors, torch or onnx.")] = "safetensors",
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A new folder; default: named by run, rank and format.")
     ] = None,
 ) -> None:
     """Write a student to a folder: its weights, or a network that runs without dux, and what others must know of it."""
-    where = _place(path)
+    run, weights = _place(path), _weights(by)
     from orchestrator import exporting
     from orchestrator.plain_values import printable
 
-    for line in exporting.export(where, rank, format_, output).lines:
+    for line in exporting.export(run, rank, format_, output, weights, where).lines:
         typer.echo(printable(line))
 
 
@@ -257,7 +265,8 @@ def _present(results: Any) -> None:
         lies, then = f"its table in {results.path / 'scores.parquet'}", f"{results.path / 'scores.parquet'} --top 20"
     else:
         shown = show.ranking(results, analysis.rank(results), show.lacking(results))
-        lies = f"its best student in {results.path / 'best'}"
+        replayed = isinstance(results.path, Path) and not (results.path / "best").exists()  # nothing was trained
+        lies = "a replay, without weights" if replayed else f"its best student in {results.path / 'best'}"
         then = f"{results.path} --by valid_accuracy --where 'params < 10000'"
     out = show.console()
     out.print(shown, highlight=False)

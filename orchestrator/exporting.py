@@ -5,6 +5,7 @@ The run is only read: nobody needs to hold it, and of one in an object store not
 
 import json
 import math
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,12 +22,14 @@ from torch import nn
 import analysis
 from analysis import remote
 from analysis.naming import student_name
+from analysis.ranking import By
 from analysis.remote import Address, place
 from orchestrator import mending, model_card, paths
 from orchestrator.addresses import address_of
 from orchestrator.book import Book, Proposal, Trial
 from orchestrator.existing import check_run
 from orchestrator.outcome import best_trial, description, replayed
+from orchestrator.plain_values import printable
 from orchestrator.prepared import Search
 from orchestrator.recipe import Recipe, resolved
 from orchestrator.reuse import basis
@@ -78,8 +81,13 @@ class Exported:
 
 @dataclass(frozen=True)
 class Choice:
-    """A ranked student, and which of its trials is the best."""
+    """A ranked student, and which of its trials is the best.
 
+    Args:
+        words: what says which one it is, as the options of `dux rank` have it: `rank`, `by`, `where`.
+    """
+
+    words: Mapping[str, Any]
     index: int
     stage: StageSpec
     row: Mapping[str, Any]
@@ -87,7 +95,14 @@ class Choice:
     trial: Trial
 
 
-def export(run: Path | Address, rank: int, format: str, output: Path | None) -> Exported:
+def export(
+    run: Path | Address,
+    rank: int,
+    format: str,
+    output: Path | None,
+    by: By = None,
+    where: str | None = None,
+) -> Exported:
     """See `orchestrator.export`."""
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
@@ -102,13 +117,13 @@ def export(run: Path | Address, rank: int, format: str, output: Path | None) -> 
         results = analysis.load(folder)
         target = output or Path(f"{results.name}-rank{rank}-{format}")
         _check_free(target)
-        chosen, state = _chosen(results, recipe, rank, store)
+        chosen, state = _chosen(results, recipe, rank, store, by, where)
         search = Search.prepare(recipe, kept=folder)
         _check_data(search, chosen.stage, folder)
         member = _trained(search, chosen, state)
         told = {
             **description(search, chosen.stage, chosen.proposal, chosen.trial),
-            **_told(search, results, chosen, rank, format),
+            **_told(search, results, chosen, format),
         }
         with _made_whole(target) as half:
             apart = _written(member, search, chosen, state, format, half)
@@ -135,14 +150,18 @@ def _at_hand(run: Path | Address) -> Iterator[tuple[Path, Store]]:
         yield folder, Store(str(address))
 
 
-def _chosen(results: analysis.Results, recipe: Recipe, rank: int, store: Store) -> tuple[Choice, Mapping[str, Any]]:
+def _chosen(
+    results: analysis.Results, recipe: Recipe, rank: int, store: Store, by: By = None, where: str | None = None
+) -> tuple[Choice, Mapping[str, Any]]:
     """The student of a rank, and where its best trial has ended.
 
     Raises:
         BadInput: there is no such student, or its weights are gone.
     """
-    ranked = analysis.rank(results)
+    ranked = analysis.rank(results, by=by, where=where)
     stages = {stage.name: (index, stage) for index, stage in enumerate(recipe.stages)}
+    if ranked.empty and where is not None and len(analysis.rank(results, by=by)):
+        raise BadInput(f"no ranked student meets --where {where}")
     if ranked.empty or stages[ranked["stage"].iloc[0]][1].trial != "distill":
         raise BadInput(f"{results.name}: no student has been trained to the end of a stage, so none can be exported")
     if not 1 <= rank <= len(ranked):
@@ -158,7 +177,10 @@ def _chosen(results: analysis.Results, recipe: Recipe, rank: int, store: Store) 
         rule = "a run keeps those of its last stage's survivors alone"
         raise BadInput(f"the weights of rank {rank} are gone or damaged ({rule}); ranks that can be exported: {left}")
     known = {str(name): value for name, value in row.items()}
-    return Choice(index, stage, known, book.proposals[trial.proposal], trial), state
+    words: dict[str, Any] = {"rank": rank}
+    words |= {"by": _as_typed(by)} if by is not None else {}
+    words |= {"where": where} if where is not None else {}
+    return Choice(words, index, stage, known, book.proposals[trial.proposal], trial), state
 
 
 def _exportable(ranked: pd.DataFrame, book: Book, files: Store) -> list[int]:
@@ -218,7 +240,7 @@ def _written(
     return apart
 
 
-def _told(search: Search, results: analysis.Results, chosen: Choice, rank: int, format: str) -> dict[str, Any]:
+def _told(search: Search, results: analysis.Results, chosen: Choice, format: str) -> dict[str, Any]:
     """What `student.json` says besides what `best/` does."""
     teachers = [{key: one.get(key) for key in ("name", "source", "sha256", "metrics")} for one in results.teachers]
     recipe = search.recipe
@@ -227,10 +249,10 @@ def _told(search: Search, results: analysis.Results, chosen: Choice, rank: int, 
         "file": FORMATS[format].file,
         "input": _input(search.data, FORMATS[format], recipe.task.image_size),
         "epochs": chosen.trial.epoch,
-        "ranking": _ranking(chosen.row, rank, len(results.trials)),
+        "ranking": _ranking(chosen.row, chosen.words, len(results.trials)),
         "provenance": {
             "run": results.name,
-            "command": f"dux export {results.name} --rank {rank} --format {format}",
+            "command": _command(results.name, chosen.words, format),
             "recipe": {"name": recipe.name, "file": "recipe.yaml"},
             "stage": chosen.stage.name,
             "hash": chosen.proposal.hash,
@@ -242,6 +264,17 @@ def _told(search: Search, results: analysis.Results, chosen: Choice, rank: int, 
         },
         **({"space_file": Path(recipe.space.file).name} if recipe.space.file else {}),
     }
+
+
+def _command(run: str, words: Mapping[str, Any], format: str) -> str:
+    """What to type for the same student again."""
+    options = {name: printable(str(value)) for name, value in {**words, "format": format}.items()}
+    return " ".join([f"dux export {run}", *(f"--{name} {shlex.quote(value)}" for name, value in options.items())])
+
+
+def _as_typed(by: str | Mapping[str, float]) -> str:
+    """Weights as the command line takes them: `valid_accuracy=1.0,params=1e-06`."""
+    return by if isinstance(by, str) else ",".join(f"{name}={float(weight)}" for name, weight in by.items())
 
 
 def _input(data: Data, how: Format, resized: int | None) -> dict[str, Any]:
@@ -260,11 +293,11 @@ def _input(data: Data, how: Format, resized: int | None) -> dict[str, Any]:
     }
 
 
-def _ranking(row: Mapping[str, Any], rank: int, trials: int) -> dict[str, Any]:
+def _ranking(row: Mapping[str, Any], words: Mapping[str, Any], trials: int) -> dict[str, Any]:
     """What the student's architecture has reached: means over its seeds, alone as well where that was tried."""
     names = [f"{name}{kind}{end}" for name in NUMBERS for kind in ("", "_alone", "_delta") for end in ("", "_std")]
     found = {name: float(row[name]) for name in names if name in row and not pd.isna(row[name])}
-    return {"rank": rank, "trials": trials, "seeds": int(row["seeds"]), "score": _number(row["score"]), **found}
+    return {**words, "trials": trials, "seeds": int(row["seeds"]), "score": _number(row["score"]), **found}
 
 
 def _number(value: Any) -> float | None:

@@ -116,6 +116,12 @@ def _numbers(told: Told) -> str:
     return "\n".join(lines)
 
 
+def _ranked(ranking: Told) -> str:
+    """What is said of a rank besides its number, where it is not that by the objective among all."""
+    by = f" by `{_plain(ranking['by'])}`" if "by" in ranking else ""
+    return by + (f" among those with `{_plain(ranking['where'])}`" if "where" in ranking else "")
+
+
 def _origin(told: Told) -> str:
     source, versions = told["provenance"], told["provenance"]["dux"]
     compared = told["compared"]
@@ -127,7 +133,8 @@ def _origin(told: Told) -> str:
         f"{source['command']}   # dux {versions['exported']}, torch {source['torch']}",
         "```",
         "",
-        f"- Rank {told['ranking']['rank']} of stage `{source['stage']}` of the run `{source['run']}` "
+        f"- Rank {told['ranking']['rank']}{_ranked(told['ranking'])} of stage `{source['stage']}` "
+        f"of the run `{source['run']}` "
         f"({told['ranking']['trials']:,} trials{'' if source['finished'] else '; it had not ended'}), student "
         f"`{source['hash']}`",
         *(f"- Teacher `{_plain(one['name'])}` ({one['source']}), hash `{one['sha256']}`" for one in source["teachers"]),

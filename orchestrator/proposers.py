@@ -218,6 +218,9 @@ class SearchProposer:
         """What the sampler suggests beside what is fixed. A study that is asked again knows what it said before."""
         seed = derive_seed(self.seed, self.stage.name, number, attempt)
         method = self.stage.sampler
+        if method.name == "random":  # what the sampler would say, without a study around it
+            drawn = sample(self.param_space, np.random.default_rng(seed))
+            return self._allowed({**drawn, **fixed}, seed)
         sampler = samplers.make(method.name, self.param_space, seed, method.settings, number, self.space.moves)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -14,11 +14,12 @@ from typing import Any
 import analysis
 from orchestrator.addresses import address_of
 from orchestrator.book import Book, Proposal, Proposer, Trial
+from orchestrator.existing import check_run, holder
 from orchestrator.ledger import Event, Ledger
 from orchestrator.prepared import Search, book_of, space_of
 from orchestrator.pruning import is_needed
 from orchestrator.recipe import Recipe, domains_in, resolved
-from orchestrator.run_directory import Run, check_run, holder, own_recipe
+from orchestrator.run_directory import Run, own_recipe
 from orchestrator.specs import SpaceSpec, StageSpec
 from orchestrator.stage import stage_folder
 from spaces import BadInput, Space

@@ -126,6 +126,15 @@ class BookScheduler(_NotTunesToKeep, FIFOScheduler):
         self.book, self.on_change = book, on_change
         self.why: dict[str, str] = {}  # why trials were lost, by Tune's names of them
 
+    def choose_trial_to_run(self, tune_controller: TuneController) -> TuneTrial | None:
+        """The newest that waits for an actor.
+
+        It gets one that has become free, and its own is called off. That of the oldest may be starting: where trials
+        take less time than an actor's start, all but one slot would never come to work.
+        """
+        waiting = (trial for trial in reversed(tune_controller.get_trials()) if trial.status == TuneTrial.PENDING)
+        return next(waiting, None)
+
     def on_trial_error(self, tune_controller: TuneController, trial: TuneTrial) -> None:
         """Note why. Tune tells its searcher next, unless it goes on by itself (where a node was called back)."""
         self.why[trial.trial_id] = why_lost(trial)

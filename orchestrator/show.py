@@ -13,8 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 import analysis
-from analysis.naming import student_name
-from analysis.schema import SIZES, score_columns
+from analysis.deployed import as_deployed
+from analysis.naming import setting_names, student_name
+from analysis.profile import shown
+from analysis.schema import score_columns
 from orchestrator.addresses import to_resume
 from orchestrator.disk import disk_line
 from orchestrator.plain_values import printable
@@ -29,7 +31,8 @@ def ranking(results: analysis.Results | None, table: pd.DataFrame, notes: Iterab
     """
     if table.empty:
         return Text("no student has finished, or none is within --where")
-    table, noted = _as_deployed(table)
+    table, changed = as_deployed(table)
+    noted = [_DEPLOYED] if changed else []
     known = {str(name) for name in table.columns if table[name].notna().any()}
     settings = any(name.startswith("set.") for name in known)
     columns = [column for column in _COLUMNS if column[1][0] in known or (column[0] == "with" and settings)]
@@ -82,6 +85,7 @@ def _objective(results: analysis.Results) -> str:
     return "mean normalised rank: " + ", ".join(terms)
 
 
+_DEPLOYED = "params and FLOPs are those of what is deployed, which is not the architecture as it is"
 # Title, columns of the frame (a value and maybe its spread over seeds), style.
 _COLUMNS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("#", ("rank",), ""),
@@ -106,7 +110,8 @@ def _cell(title: str, names: tuple[str, ...], row: pd.Series) -> str:
         return student_name(row["arch"])
     if title == "with":
         settings = {name: row[name] for name in row.index if name.startswith("set.") and not pd.isna(row[name])}
-        return " ".join(f"{_shortened(name, settings)} {_short(value)}" for name, value in settings.items())
+        names_of = setting_names(settings)
+        return " ".join(f"{names_of[name]} {_short(value)}" for name, value in settings.items())
     value = row[names[0]]
     if pd.isna(value):
         return "-"
@@ -125,13 +130,6 @@ def _cell(title: str, names: tuple[str, ...], row: pd.Series) -> str:
     return f"{value:.3f}"
 
 
-def _shortened(name: str, others: Mapping[str, Any]) -> str:
-    """The last part of a dotted name, or its last two where that alone would not tell it from another."""
-    parts = name.split(".")
-    alike = sum(other.split(".")[-1] == parts[-1] for other in others)
-    return parts[-1] if alike == 1 else ".".join(parts[-2:])
-
-
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
@@ -141,18 +139,6 @@ def _metric(value: float) -> str:
         if value >= size:
             return f"{value / size:.3g} {unit}"
     return f"{value:.0f}"
-
-
-def _as_deployed(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The table with the sizes of what is deployed, where that is another network than the architecture's; a note."""
-    noted = False
-    for name in SIZES:
-        if f"deployed_{name}" in table:
-            deployed = table[f"deployed_{name}"].fillna(table[name])
-            noted |= bool((deployed != table[name]).any())
-            table = table.assign(**{name: deployed})
-    line = "params and FLOPs are those of what is deployed, which is not the architecture as it is"
-    return table, [line] if noted else []
 
 
 def _teacher_lines(results: analysis.Results) -> list[str]:
@@ -189,6 +175,17 @@ def _cost_lines(results: analysis.Results, table: pd.DataFrame) -> list[str]:
         chosen = "; chosen on validation, test seen once" if table["valid_accuracy"].notna().any() else ""
         lines.append(f"± is the standard deviation over {int(table['seeds'].max())} seeds{chosen}")
     return lines
+
+
+def profile(results: analysis.Results) -> RenderableType:
+    """Where the device-time of a run went."""
+    headings, rows, line = shown(results)
+    table = Table(title="where the device-time went", title_justify="left")
+    for name in headings:
+        table.add_column(name, justify="right" if name else "left")
+    for row in rows:
+        table.add_row(*map(_text, row))
+    return Group(table, _text(line))
 
 
 def status(results: analysis.Results, held_by: int | str | None) -> RenderableType:

@@ -1,30 +1,34 @@
-"""What a student can be: Tune search spaces of architectures, each with its builder."""
+"""What a student can be: Tune search spaces of architectures, each with its builder.
 
-from spaces import nasbench101, nasbench201, own, resnet, timm_family, torchvision_family, vit, wrn, zen
+`import spaces` is light: torch and Ray come with the spaces themselves.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from spaces.errors import BadInput, unknown
-from spaces.others import check_space
-from spaces.space import Arch, Space
-from spaces.task import Task
 
-SPACES: dict[str, Space] = {
-    "resnet": resnet.SPACE,
-    "resnet-s1": resnet.S1,
-    "nasbench101": nasbench101.SPACE,
-    "nasbench201": nasbench201.SPACE,
-    "wrn": wrn.SPACE,
-    "zen": zen.SPACE,
-    "vit": vit.SPACE,
-    "vit-autoformer-tiny": vit.AUTOFORMER_TINY,
-    "timm": timm_family.SPACE,
-    "torchvision": torchvision_family.SPACE,
+if TYPE_CHECKING:
+    from spaces import own
+    from spaces.others import check_space
+    from spaces.space import Arch, Space
+    from spaces.table import SPACES, get
+    from spaces.task import Task
+
+_LATER = {
+    **dict.fromkeys(("SPACES", "get"), "spaces.table"),
+    **dict.fromkeys(("Arch", "Space"), "spaces.space"),
+    "Task": "spaces.task",
+    "check_space": "spaces.others",
 }
 
 
-def get(name: str) -> Space:
-    """The space of that name. Raises `BadInput` with the nearest known name."""
-    if name not in SPACES:
-        raise unknown("space", name, SPACES)
-    return SPACES[name]
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
+    if name == "own":
+        return import_module("spaces.own")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = ["SPACES", "Arch", "BadInput", "Space", "Task", "check_space", "get", "own", "unknown"]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
+from torch.overrides import TorchFunctionMode
 
 from spaces.errors import BadInput
 
@@ -53,12 +54,36 @@ def check_size(build: Callable[[], object]) -> None:
     A builder that cannot be run so is left alone; `bounded` stops it when it is run in earnest.
     """
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"), bounded():
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), NoFill(), bounded():
             build()
     except TooLarge:
         raise
     except Exception:  # whatever else is wrong with it shows again
         return
+
+
+class NoFill(TorchFunctionMode):
+    """Skips what initialisers do to tensors without storage (`trunc_normal_` is four such steps).
+
+    On the meta device torch's random fills are Python decompositions: they were two thirds of building a ResNet, and
+    the first one of a process imports sympy and torch's compiler, for two seconds.
+    """
+
+    FILLS = frozenset(
+        getattr(Tensor, name)
+        for name in ("normal_", "uniform_", "fill_", "zero_", "bernoulli_", "clamp_", "mul_", "add_", "erfinv_")
+    )
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        # Some of torch.nn.init's functions arrive here whole, with their tensor as a keyword.
+        tensor = args[0] if args else kwargs.get("tensor")
+        fills = func in self.FILLS or getattr(func, "__module__", None) == nn.init.__name__
+        if fills and isinstance(tensor, Tensor) and tensor.is_meta:
+            return tensor
+        return func(*args, **kwargs)
 
 
 @contextmanager

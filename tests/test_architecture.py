@@ -108,3 +108,34 @@ assert not heavy, heavy
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "resume" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["rank", "status --profile"])
+def test_what_came_out_is_told_without_torch_and_ray(command):
+    code = f"""
+import sys
+import orchestrator.cli
+sys.argv = ["dux", *{command.split()}, "tests/data/digits"]
+try:
+    orchestrator.cli.main()
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = sorted({{"torch", "ray", "optuna", "torchvision"}} & set(sys.modules))
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ("of what follows start-up" if "profile" in command else "students of resnet") in done.stdout
+
+
+def test_a_networks_size_is_checked_without_torchs_compiler():
+    code = """
+import sys
+import spaces
+from spaces.bounds import check_size
+task = spaces.Task(1, 8, 10)
+check_size(lambda: spaces.get("resnet").build({"depth1": 1, "depth2": 1, "depth3": 1, "width": 4}, task))
+assert not {"sympy", "torch._dynamo"} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

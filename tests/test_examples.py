@@ -141,6 +141,6 @@ def test_a_finished_run_is_analysed_without_torch_and_ray() -> None:
     assert kinds.count("image/png") >= 6
     assert kinds.count("text/html") >= 6
     decided = "".join(one.text for one in outputs["decision"] if one.output_type == "stream")
-    ranked = analysis.rank(ROOT / "tests/data/digits")
-    [place] = re.findall(r"dux export \S*digits --rank (\d+) --format onnx", decided)
+    [(where, place)] = re.findall(r"dux export \S*digits --where '(.+)' --rank (\d+) --format onnx", decided)
+    ranked = analysis.rank(ROOT / "tests/data/digits", where=where)
     assert f"the smallest has {ranked.iloc[int(place) - 1]['params']:,} parameters" in decided

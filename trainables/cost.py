@@ -8,15 +8,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.overrides import TorchFunctionMode
 
 from spaces import Arch, Space, Task
+from spaces.bounds import NoFill
 from spaces.errors import BadInput, unknown
 
 WEIGHTED = (_ConvNd, nn.Linear)
@@ -127,7 +126,7 @@ def build_without_values(space: Space, arch: Arch, task: Task) -> nn.Module:
     A builder that computes with tensors (torchvision's RegNets) fails there: then it is built as usual and moved there.
     """
     try:
-        with torch.device("meta"), _NoFill():
+        with torch.device("meta"), NoFill():
             return space.build(arch, task)
     except Exception:  # whatever else is wrong with the builder shows again
         with torch.random.fork_rng(devices=[]):
@@ -158,29 +157,6 @@ def evaluating(net: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-class _NoFill(TorchFunctionMode):
-    """Skips what initialisers do to tensors without storage (`trunc_normal_` is four such steps).
-
-    On the meta device torch's random fills are Python decompositions: they were two thirds of building a ResNet.
-    """
-
-    FILLS = frozenset(
-        getattr(Tensor, name)
-        for name in ("normal_", "uniform_", "fill_", "zero_", "bernoulli_", "clamp_", "mul_", "add_", "erfinv_")
-    )
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        # Some of torch.nn.init's functions arrive here whole, with their tensor as a keyword.
-        tensor = args[0] if args else kwargs.get("tensor")
-        fills = func in self.FILLS or getattr(func, "__module__", None) == nn.init.__name__
-        if fills and isinstance(tensor, Tensor) and tensor.is_meta:
-            return tensor
-        return func(*args, **kwargs)
 
 
 def _timed_ms(net: nn.Module, image: Tensor) -> float:

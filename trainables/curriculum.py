@@ -18,6 +18,10 @@ from spaces.seeding import generator, stable_hash
 from spaces.settings import Flag, Number, Setting, resolve
 from trainables.contracts import Split
 
+TOGETHER = 2**20
+"""Bytes of images that are augmented at once: several batches of small images, whose calls would cost more than the
+work; one batch of larger ones, which are then still in the processor's cache when they are used."""
+
 
 @dataclass(frozen=True)
 class Augment:
@@ -98,10 +102,14 @@ class Curriculum:
         mix = rng.beta(self.augment.mixup, self.augment.mixup, len(self)) if self.augment.mixup else None
         on_device = {name: torch.from_numpy(draw).to(self.device) for name, draw in draws.items()}
         order_N = torch.from_numpy(order).to(self.device)
+        together = self.batch_size * max(1, TOGETHER // (4 * self.images[: self.batch_size].numel()))
         for i in range(len(self)):
-            part = slice(i * self.batch_size, (i + 1) * self.batch_size)
-            index_B = order_N[part]
-            images = self._view(self.images[index_B], {name: draw[part] for name, draw in on_device.items()})
+            first = i * self.batch_size
+            if first % together == 0:
+                chunk = slice(first, first + together)
+                views = self._view(self.images[order_N[chunk]], {name: draw[chunk] for name, draw in on_device.items()})
+            index_B = order_N[first : first + self.batch_size]
+            images = views[first % together :][: self.batch_size]
             labels = self.labels[index_B]
             if mix is not None:
                 # The order is random, so the neighbour in the batch is a random partner.

@@ -163,6 +163,11 @@ class DistillTrial(_Trial):
     the run has already logged); `parent` (the config of the trial from whose end it starts, or None).
     """
 
+    def setup(self, config: Json, context: StageContext) -> None:  # type: ignore[override]
+        import torch._dynamo  # noqa: F401 (2 s that the first optimiser would take, and count as the student's steps)
+
+        super().setup(config, context)
+
     def _begin(self, config: Json) -> None:
         self.spec = config
         self.fit: Fit | None = None
@@ -176,14 +181,20 @@ class DistillTrial(_Trial):
         return [{"number": self.spec["number"], **timed(self._next_report)}]
 
     def _next_report(self) -> Json:
+        started = time.perf_counter()
         if self.fit is None:
             self.fit = self._set_up()
+        spent = {"setup_seconds": time.perf_counter() - started, "checkpoint_seconds": 0.0}
         while len(self.history) <= self.at:
             self.history.append(self._epoch(len(self.history) + 1))
+            started = time.perf_counter()
             self._save()
+            spent["checkpoint_seconds"] += time.perf_counter() - started
         report = self.history[self.at]
         self.at += 1
-        return {**report, "done": report["epoch"] >= self.spec["until"]}
+        # What was spent on this report is not in the history: a checkpoint cannot hold how long writing it took.
+        metrics = {**report["metrics"], **spent}
+        return {**report, "metrics": metrics, "done": report["epoch"] >= self.spec["until"]}
 
     def _set_up(self) -> Fit:
         context, settings = self.context, self.spec["settings"]

@@ -48,7 +48,7 @@ def epoch_agreement(results: Results, *, stage: str | None = None, theme: str = 
         if np.isfinite(size[name]):
             label = f"{name}, without training"
             handles.append(axes.axhline(size[name], color=style.muted, dashes=dash, lw=1.2, label=label, gid=name))
-    low = min(-0.05, float(found["tau_low"].min()), float(np.nanmin([*size, 0.0])))
+    low = min(-0.05, float(found[["tau", "tau_low"]].min().min()), float(np.nanmin([*size, 0.0])))
     axes.set_ylim(max(-1.05, low - 0.05), 1.05)
     words.epoch_axis(axes)
     _numbers(axes, style, found.groupby("epoch")["n"].max())
@@ -156,5 +156,6 @@ def _score_panel(axes: Axes, style: Theme, one: Predictor, truth: pd.Series, row
         axes.xaxis.get_offset_text().set(color=style.muted, fontsize=7)
         axes.locator_params(axis="x", nbins=5)
     tau, low, high = (words.signed(row[name]) for name in ("tau", "tau_low", "tau_high"))
+    sure = f"{low} to {high}" if np.isfinite(row["tau_low"]) else f"n = {len(both)}"
     label = words.axis(one.name) if size else f"{one.name} (score)"
-    name_axes(axes, style, label, words.axis("valid_accuracy"), f"{one.name}: τ = {tau} ({low} to {high})")
+    name_axes(axes, style, label, words.axis("valid_accuracy"), f"{one.name}: τ = {tau} ({sure})")

@@ -9,6 +9,7 @@ from analysis.plots.theme import Picture, canvas, look, name_axes, plain
 _SHOWN = 15
 _NAMES = ("choice", "setting")
 _NUMBERS = ("importance", "low", "high")
+_NOTHING = "R² is not above 0: nothing here can be believed"
 
 
 def importance(table: pd.DataFrame, *, stage: str | None = None, theme: str = "light") -> Picture:
@@ -16,7 +17,8 @@ def importance(table: pd.DataFrame, *, stage: str | None = None, theme: str = "l
 
     Args:
         table: a row per choice, as `analysis.importance` makes it: `choice` (or `setting`), `importance`, `low` and
-            `high`; which stage, metric and R² it is of, in its `attrs`, is written above.
+            `high`; which stage, metric and R² it is of, in its `attrs`, is written above. Where R² is not above 0, the
+            forest foretells nothing: this is said, and all is grey.
         stage: refuse a table of another one.
 
     Raises:
@@ -36,16 +38,26 @@ def importance(table: pd.DataFrame, *, stage: str | None = None, theme: str = "l
     best = known.head(_SHOWN).iloc[::-1].astype(dict.fromkeys(_NUMBERS, "float64"))
     figure, (axes,) = canvas(style, size=(5.0, 0.26 * len(best) + 1.1))
     places = range(len(best))
-    axes.barh(places, best["importance"], height=0.55, color=style.faded(style.colours[0], 0.45), gid="importance")
-    axes.hlines(places, best["low"], best["high"], color=style.ink, linewidth=1.3, gid="interval")
-    axes.plot(best["importance"], places, ls="none", marker="o", ms=4.5, color=style.colours[0], gid="estimate")
+    believed = _is_believed(table)
+    colour, ink = (style.colours[0], style.ink) if believed else (style.muted, style.muted)
+    axes.barh(places, best["importance"], height=0.55, color=style.faded(colour, 0.45), gid="importance")
+    axes.hlines(places, best["low"], best["high"], color=ink, linewidth=1.3, gid="interval")
+    axes.plot(best["importance"], places, ls="none", marker="o", ms=4.5, color=colour, gid="estimate")
     names = [str(one).removeprefix("arch.").removeprefix("set.") for one in best[name]]
-    axes.set_yticks(places, list(map(plain, names)), color=style.ink)
+    axes.set_yticks(places, list(map(plain, names)), color=ink)
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
     axes.axvline(0, color=style.muted, linewidth=0.8)
-    name_axes(axes, style, "importance (share of the variance; lines: 95 %)", "", _title(table, len(best), len(known)))
+    title = _title(table, len(best), len(known))
+    name_axes(axes, style, "importance (share of the variance; lines: 95 %)", "", title)
+    if not believed:
+        axes.set_title(f"{plain(title)}\n{_NOTHING}", color=style.ink, fontsize=9, loc="left")
     return figure
+
+
+def _is_believed(table: pd.DataFrame) -> bool:
+    """Whether the forest foretells anything, as far as the table says."""
+    return not table.attrs.get("r2", 1.0) <= 0
 
 
 def _title(table: pd.DataFrame, shown: int, known: int) -> str:

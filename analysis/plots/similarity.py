@@ -19,7 +19,7 @@ def similarity(results: Results, *, stage: str | None = None, theme: str = "ligh
     """Validation accuracy against likeness to the teacher, coloured by size, with Kendall's tau of the two.
 
     Args:
-        stage: default: the last stage of distillation with at least 5 students.
+        stage: default: the last stage of distillation with at least 5 students, or 3 of several seeds each.
 
     Raises:
         BadInput: an unknown stage or theme, or no student whose likeness was measured.
@@ -52,8 +52,10 @@ def similarity(results: Results, *, stage: str | None = None, theme: str = "ligh
     else:
         axes.scatter(x, y, **looks, gid="students")
     kind = "finished student" if (table["status"] == "completed").all() else "student"
+    least, most = table["seeds"].min(), table["seeds"].max()
+    seeds = "" if most < 2 else f" of {least} seeds" if least == most else f" of {least} to {most} seeds"
     agree = f", Kendall's τ = {words.signed(tau)}" if np.isfinite(tau) else ""
-    title = f"stage {chosen}: {words.count(len(table), kind)}{agree}"
+    title = f"stage {chosen}: {words.count(len(table), kind)}{seeds}{agree}"
     name_axes(axes, style, words.axis(_COLUMNS[0]), words.axis(_COLUMNS[1]), title)
     best = table.sort_values("valid_accuracy", ascending=False, kind="stable").head(_NAMED)
     named = [(float(r[_COLUMNS[0]]), 100 * float(r[_COLUMNS[1]]), words.student(r)) for _, r in best.iterrows()]

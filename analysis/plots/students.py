@@ -8,6 +8,8 @@ from analysis.ranking import FINISHED, rank
 from analysis.results import Results
 from analysis.target import ENOUGH
 
+_OF_SEVERAL_SEEDS = 3
+
 
 def distilled(results: Results, stage: str | None) -> dict[str, pd.DataFrame]:
     """The students of each stage of distillation, best first, by the stage's name in the order of the recipe.
@@ -35,8 +37,13 @@ def comparable(table: pd.DataFrame) -> pd.DataFrame:
 
 def enough(tables: dict[str, pd.DataFrame]) -> str:
     """The last stage with enough students for an order of them to say anything, or else the one with most."""
-    fit = [name for name, table in tables.items() if table["hash"].nunique() >= ENOUGH]
+    fit = [name for name, table in tables.items() if table["hash"].nunique() >= _least(table)]
     return fit[-1] if fit else max(tables, key=lambda name: len(tables[name]))
+
+
+def _least(table: pd.DataFrame) -> int:
+    """Students that are enough: fewer where each is the mean of several seeds, such as finalists."""
+    return _OF_SEVERAL_SEEDS if table["seeds"].min() > 1 else ENOUGH
 
 
 def teacher_accuracy(results: Results, column: str = "valid_accuracy") -> float | None:

@@ -79,7 +79,8 @@ def epoch_axis(axes: Axes) -> None:
 
 
 def name_points(axes: Axes, theme: Theme, named: Sequence[tuple[float, float, str]], others: np.ndarray) -> None:
-    """Write names beside points, each where it covers the fewest others and no other name.
+    """Write names beside points, each where it covers the fewest others and no other name. Of points that are closer
+    to each other than their names are wide and high, the first alone is named: nobody could tell whose name is whose.
 
     The figure is laid out before (`figure.draw_without_rendering()`), so that places in pixels are known.
 
@@ -90,6 +91,7 @@ def name_points(axes: Axes, theme: Theme, named: Sequence[tuple[float, float, st
     point = axes.get_figure(root=True).dpi / 72  # type: ignore[union-attr]  # in pixels
     pixels_N2 = axes.transData.transform(others) if len(others) else np.empty((0, 2))
     taken: list[Bbox] = []
+    done: list[np.ndarray] = []
     for x, y, text in named:
         label = axes.annotate(
             plain(text), (x, y), (0, 0), textcoords="offset points", fontsize=7, color=theme.ink, gid="name",
@@ -98,6 +100,10 @@ def name_points(axes: Axes, theme: Theme, named: Sequence[tuple[float, float, st
         label.set_in_layout(False)
         size = label.get_window_extent()
         half = np.array([size.width, size.height]) / 2
+        at_2 = axes.transData.transform((x, y))
+        if any((np.abs(at_2 - other_2) < 2 * half).all() for other_2 in done):
+            label.remove()
+            continue
         boxes = [size.translated(*(point * at + np.sign(at) * half)).padded(1.5 * point) for at in _PLACES]
         costs = [_covered(box, pixels_N2, taken, axes.get_window_extent()) for box in boxes]
         best = int(np.argmin([cost + 0.06 * np.hypot(*at) for cost, at in zip(costs, _PLACES, strict=True)]))
@@ -105,6 +111,7 @@ def name_points(axes: Axes, theme: Theme, named: Sequence[tuple[float, float, st
             label.remove()
             continue
         taken.append(boxes[best])
+        done.append(at_2)
         label.set_position(_PLACES[best] + np.sign(_PLACES[best]) * half / point)
         if np.abs(_PLACES[best]).max() > _REACHES[0]:
             _lead(axes, theme, (x, y), (float(_PLACES[best][0]), float(_PLACES[best][1])))

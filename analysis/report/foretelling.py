@@ -67,7 +67,9 @@ def _scores(results: Results, truth: targets.Target) -> Chart | None:
     traces = []
     for place, (number, row) in enumerate(found.head(SCORES).iterrows()):
         trace = _against(known[int(str(number))], truth, archs, place)
-        name = f"{row['predictor']}: tau {row['tau']:.2f} ({row['tau_low']:.2f} to {row['tau_high']:.2f})"
+        low, high = row["tau_low"], row["tau_high"]
+        interval = f"{low:.2f} to {high:.2f}" if np.isfinite(low) else f"n = {row['n']}"
+        name = f"{row['predictor']}: tau {row['tau']:.2f} ({interval})"
         traces.append({**trace, "name": name, "visible": True if not place else "legendonly"})
     return Chart(
         "scores",

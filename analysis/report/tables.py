@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.naming import setting_names, student_name
+from analysis.profile import shown
 from analysis.report.marks import chosen, missing
 from analysis.results import STATUSES, Results
 from analysis.schema import is_metric, is_setting, number_columns
@@ -74,7 +75,17 @@ def cost(results: Results) -> str:
     rows.append(("all", wall, number(results.device_seconds, digits=1)))
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     head = "<th></th><th>trials</th><th>device-seconds</th>"
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    spent = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return spent + _profile(results)
+
+
+def _profile(results: Results) -> str:
+    """Where the device-time went."""
+    headings, parts, line = shown(results)
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in headings)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in parts)
+    table = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f"<h3>Where the device-time went</h3>{table}<p>{html.escape(line)}</p>"
 
 
 def text(name: str, content: str) -> str:

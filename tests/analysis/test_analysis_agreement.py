@@ -125,6 +125,15 @@ def test_controls_have_no_say(new_run: Callable[..., Any]) -> None:
     pd.testing.assert_frame_equal(*tables)
 
 
+def test_a_handful_has_no_interval(run: Any) -> None:
+    """Of three students in order nearly every resample is in order: an interval would say 1.00 to 1.00."""
+    table = analysis.agreement(analysis.load(run.path), resamples=50)
+    assert table["n"].max() == 3
+    assert table["tau"].notna().any()
+    assert table.filter(regex="_(low|high)$").isna().all(axis=None)
+    assert "nan" not in repr(analysis.show(table))
+
+
 def test_seeds_are_averaged(run: Any) -> None:
     table = analysis.agreement(analysis.load(run.path), stage="final", resamples=5)
     params = table.set_index("predictor").loc["params"]

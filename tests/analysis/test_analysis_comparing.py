@@ -97,6 +97,7 @@ def test_two_runs_by_hand(new_run: Callable[..., Any]) -> None:
     assert found.overview["run"].tolist() == ["a", "b"]
     assert found.overview["best"].tolist() == ["width=16", "width=128"]
     assert found.overview["device_seconds"].tolist() == [26.0, 26.0]
+    assert found.censored == "drop"
     shared = found.shared.set_index("arch.width")
     assert set(shared.index) == {2, 4, 8, 16, 32}
     assert shared.loc[8, ["value_one", "value_other", "rank_one", "rank_other"]].tolist() == [0.80, 0.56, 2, 4]
@@ -137,6 +138,46 @@ def test_a_run_agrees_with_itself_and_less_is_better_too(new_run: Callable[..., 
         assert found.shared["rank_one"].tolist() == [1, 2, 3, 4, 5, 6]
 
 
+def test_the_stage_is_that_of_the_best_and_of_what_he_reaches(new_run: Callable[..., Any]) -> None:
+    one, other = short(new_run, "a", ONE), short(new_run, "b", OTHER)
+    one.stage("final", 2)
+    one.distil("final", 0, [0.99], width=8)  # too few to compare by: its numbers are not those of `short`
+    overview = analysis.compare(one.path, other.path).overview.set_index("run").loc["a"]
+    assert overview[["stage", "students", "best", "valid_accuracy"]].tolist() == ["short", 6, "width=16", 0.85]
+    few = analysis.compare(one.path, one.path, stage="final").overview.iloc[0]
+    assert few[["stage", "students", "best", "valid_accuracy"]].tolist() == ["final", 1, "width=8", 0.99]
+
+
+def halved(new_run: Callable[..., Any], directory: str, stopped: set[int]) -> Any:
+    """A run of eight students, some of which were stopped after one epoch of two."""
+    run = new_run(directory)
+    run.stage("short", 1, scheduler="asha")
+    for width in range(1, 9):
+        curve = [width / 20] if width in stopped else [width / 20, width / 10]
+        run.distil("short", width, curve, "stopped" if width in stopped else "completed", width=width)
+    return run
+
+
+def test_students_that_were_stopped_count_where_too_few_others_are_shared(new_run: Callable[..., Any]) -> None:
+    one, other = halved(new_run, "a", {1, 2, 3}), halved(new_run, "b", {2, 3, 4})
+    found = analysis.compare(one.path, other.path)  # 5 to 8 were stopped in neither
+    assert (found.censored, len(found.shared)) == ("last", 8)
+    by_width = found.shared.set_index("arch.width")
+    assert by_width.loc[4, ["value_one", "value_other", "epochs_one", "epochs_other"]].tolist() == [0.4, 0.2, 2, 1]
+    assert "8 students in common, those that were stopped early at their last report: Kendall's tau" in found.summary()
+    assert "epochs one" in found.summary()
+    dropped = analysis.compare(one.path, other.path, censored="drop")
+    assert (dropped.censored, dropped.agreement["n"].tolist()) == ("drop", [4])
+    assert dropped.agreement[["tau_low", "tau_high"]].isna().all(axis=None)
+    assert dropped.overlap[["overlap_low", "overlap_high"]].isna().all(axis=None)
+    assert "4 students in common: Kendall's tau 1.00 (n = 4: no interval)" in dropped.summary()
+    enough = analysis.compare(one.path, halved(new_run, "c", {1, 2}).path)
+    assert (enough.censored, len(enough.shared)) == ("drop", 5)
+    assert len(analysis.compare(one.path, other.path, censored="last").shared) == 8
+    with pytest.raises(BadInput, match="censored is 'drop' or 'last', not True"):
+        analysis.compare(one.path, other.path, censored=True)  # type: ignore[arg-type]
+
+
 def test_nothing_in_common(new_run: Callable[..., Any]) -> None:
     one, other = short(new_run, "a", {2: 0.5, 4: 0.6}), short(new_run, "b", {8: 0.5, 16: 0.6})
     found = analysis.compare(one.path, other.path)
@@ -151,8 +192,13 @@ def test_it_prints_well_and_escapes_names(new_run: Callable[..., Any]) -> None:
     one, other = short(new_run, "a", ONE, "<b>one</b>"), short(new_run, "b", OTHER, "other")
     found = analysis.compare(one.path, other.path)
     text = found.summary()
-    assert "5 students in common, Kendall's tau" in text
+    assert repr(found) == text
+    assert "5 students in common: Kendall's tau" in text
+    assert ", 95 %)" in text
     assert "device-seconds until the best valid_accuracy so far" in text
+    assert ["width=16", "1,600", "85.00", "62.00"] in [line.split()[:4] for line in text.splitlines()]
+    assert "arch." not in text + found._repr_html_()
+    assert "arch.width" in found.shared  # the frames stay what they are
     assert max(map(len, text.splitlines())) < 160
     assert "<b>one" not in found._repr_html_()
     assert "&lt;b&gt;one" in found._repr_html_()

@@ -64,6 +64,18 @@ def test_ties_are_split() -> None:
     assert found.pairs.iloc[0, 1:].tolist() == [0.5, 1.0]
 
 
+def test_students_have_their_names() -> None:
+    found = analysis.confidence(trials_of([[0.5, 0.52], [0.6, 0.62]]))
+    assert repr(found) == found.summary()
+    assert found.summary().startswith("i=1 is first of 2 in 100 %")
+    for text in (found.summary(), found._repr_html_()):
+        assert "2: i=0" in text
+        assert "0000" not in text  # no hashes
+        assert "arch." not in text
+    both = pd.concat([trials_of([[0.5, 0.52]]).assign(run=name) for name in ("a", "b")])
+    assert "1: i=0 (a)" in analysis.confidence(both).summary()
+
+
 def test_with_one_seed_each_nothing_is_known() -> None:
     found = analysis.confidence(trials_of([[0.5], [0.6]]))
     assert found.ranks["score"].tolist() == [0.6, 0.5]

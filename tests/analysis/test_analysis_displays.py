@@ -179,6 +179,14 @@ def test_a_run_is_shown_in_a_few_lines(recorded: analysis.Results) -> None:
     assert len(repr(recorded).splitlines()) < 12
 
 
+def test_a_teacher_whose_numbers_are_none_is_shown_without_them(new_run: Callable[..., Any]) -> None:
+    run = new_run()
+    run.add("teacher", name="odd", source="file", params=None, seconds=0.0, metrics={"test_accuracy": "0.9"})
+    results = analysis.load(run.path)
+    assert "teacher odd (file)" in results.summary()
+    Page(results._repr_html_())
+
+
 def test_what_failed_is_shown_with_its_reason(run: Any) -> None:
     results = analysis.load(run.path)
     assert "1 of 14 trials failed; commonest reason: loss is not finite" in results.summary()

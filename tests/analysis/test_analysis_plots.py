@@ -323,23 +323,16 @@ def test_a_run_without_scores_is_told_so(results: Results) -> None:
         PLOTS["scores"].draw(trained)
 
 
-def test_importance_has_the_table_greatest_on_top() -> None:
-    figure = PLOTS["importance"].draw(IMPORTANCE)
-    ordered = IMPORTANCE.sort_values("importance")
-    widths = [bar.get_width() for bar in figure.axes[0].patches]
-    assert widths == ordered["importance"].tolist()
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["lr", "width", "depth1"]
-    spans = [segment[:, 0].tolist() for segment in drawn(figure, "interval", LineCollection)[0].get_segments()]
-    assert spans == ordered[["low", "high"]].to_numpy().tolist()
-    with pytest.raises(BadInput, match="lacking: low, high"):
-        PLOTS["importance"].draw(IMPORTANCE[["choice", "importance"]])
+def seeded(results: Results) -> Results:
+    """The results as if each finalist had been trained twice."""
+    again = results.trials[results.trials["stage"] == "final"]
+    again = again.assign(seed=1, number=again["number"] + 100)
+    return replace(results, trials=pd.concat([results.trials, again], ignore_index=True))
 
 
-def test_what_a_table_of_importances_says_of_itself_stands_above_it() -> None:
-    table = IMPORTANCE.rename(columns={"choice": "setting"})
-    table.attrs = {"stage": "short", "metric": "valid_accuracy", "r2": 0.625}
-    figure = PLOTS["importance"].draw(table, stage="short")
-    assert figure.axes[0].get_title(loc="left") == "stage short, of valid_accuracy, R² = 0.62"
+def test_similarity_is_of_the_finalists_where_each_has_several_seeds(results: Results) -> None:
+    title = PLOTS["similarity"].draw(seeded(results)).axes[0].get_title(loc="left")
+    assert title.startswith("stage final: 3 finished students of 2 seeds, Kendall's τ")
 
 
 def test_similarity_has_the_students_that_were_not_stopped(results: Results, picture: Draw) -> None:

@@ -212,6 +212,16 @@ def test_a_report_is_written_where_it_says(dux, tmp_path):
     assert "cannot be written" in dux("report", path, "--output", tmp_path / "nowhere" / "b.html").complaint()
 
 
+def test_status_tells_where_the_time_went_if_asked(dux, tmp_path):
+    path = distilled(tmp_path, "a")
+    said = dux("status", path)
+    assert (said.code, "where the device-time went" in said.out) == (0, False)
+    said = dux("status", path, "--profile")
+    assert (said.code, said.err) == (0, "")
+    assert "interrupted; 6.0 device-seconds" in said.out
+    assert {"short", "between stages", "the whole run"} <= {word.strip() for word in said.out.split("┃")}
+
+
 def test_two_runs_are_compared(dux, tmp_path):
     one, other = distilled(tmp_path, "a"), distilled(tmp_path, "b")
     said = dux("compare", one, other)

@@ -154,6 +154,45 @@ def test_the_rank_says_which_student_and_of_its_seeds_the_best(whole: Path, here
     assert len(list(here.iterdir())) == 2
 
 
+def test_the_words_of_rank_say_which_student(
+    whole: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    smallest, best = "params=1", analysis.rank(whole).iloc[0]
+    other = analysis.rank(whole).iloc[1]
+    where = f"arch.width == {json.loads(other.arch)['width']}"
+    found = orchestrator.export(whole, where=where, output=here / "python")
+    assert told(found)["arch"] == json.loads(other.arch)
+    assert dux(monkeypatch, "export", whole, "--where", where, "--output", "typed") == 0
+    capsys.readouterr()
+    for file in found.path.iterdir():
+        assert (here / "typed" / file.name).read_bytes() == file.read_bytes()
+    command = told(found)["provenance"]["command"]
+    assert command == f"dux export tiny --rank 1 --where '{where}' --format safetensors"
+    card = (found.path / "MODEL_CARD.md").read_text()
+    assert command in card
+    assert f"Rank 1 among those with `{where}` of stage" in card
+    for place, row in enumerate(analysis.rank(whole, by={"params": 1.0}).itertuples(), 1):
+        by_size = orchestrator.export(whole, place, by={"params": 1}, output=here / f"small{place}")
+        assert told(by_size)["arch"] == json.loads(row.arch)
+        assert told(by_size)["ranking"]["by"] == "params=1.0"
+    assert dux(monkeypatch, "rank", whole, "--by", smallest, "--where", where, "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out)["hash"] == other.hash != best.hash
+    mistakes = {
+        "no ranked student meets --where params < 0": ("--where", "params < 0"),
+        "cannot read 'width'": ("--where", "width"),
+        "unknown column 'width'": ("--where", "width == 3"),
+        "--by takes METRIC or METRIC=WEIGHT": ("--by", "params=x"),
+        "would fit the choice to the test data": ("--by", "test_accuracy"),
+        "rank must be 1 to 1": ("--where", where, "--rank", 2),
+    }
+    for text, options in mistakes.items():
+        assert dux(monkeypatch, "export", whole, *options, "--output", "not") == 2, text
+        printed = capsys.readouterr()
+        assert text in printed.err
+        assert printed.err.count("\n") == 1
+    assert not (here / "not").exists()
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_folder_tells_all_of_its_student(
     format: str, whole: Path, here: Path, monkeypatch: pytest.MonkeyPatch
@@ -329,4 +368,10 @@ def test_a_run_in_an_object_store_is_only_read(s3: ObjectStore, where: Address, 
 
 def test_numbers_that_are_missing_are_left_out() -> None:
     row = {"seeds": 1, "score": float("nan"), "valid_accuracy": 0.5, "valid_accuracy_std": pd.NA}
-    assert exporting._ranking(row, 1, 3) == {"rank": 1, "trials": 3, "seeds": 1, "score": None, "valid_accuracy": 0.5}
+    assert exporting._ranking(row, {"rank": 1}, 3) == {
+        "rank": 1,
+        "trials": 3,
+        "seeds": 1,
+        "score": None,
+        "valid_accuracy": 0.5,
+    }

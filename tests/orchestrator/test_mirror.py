@@ -14,8 +14,9 @@ import analysis
 from analysis.remote import exists, opened, place
 from orchestrator import mirror as mirrors
 from orchestrator.addresses import address_of, to_resume, working_directory
+from orchestrator.existing import check_run
 from orchestrator.mirror import Mirror, mirrored
-from orchestrator.run_directory import Run, check_new, check_run
+from orchestrator.run_directory import Run, check_new
 
 
 def test_a_run_is_brought_over_and_let_go(s3, where, quickstart):

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.disk import disk_use
+from orchestrator.existing import check_run, holder
 from orchestrator.recipe import Recipe
-from orchestrator.run_directory import PACKAGES, Run, check_run, holder
+from orchestrator.run_directory import PACKAGES, Run
 from spaces.errors import BadInput
 
 ROOT = Path(__file__).parents[2]

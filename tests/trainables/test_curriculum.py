@@ -197,6 +197,22 @@ def test_rows_lie_last_whatever_the_augmentation(name: str, channels: int) -> No
 
 
 @pytest.mark.parametrize("name", AUGMENTS)
+@pytest.mark.parametrize("together", [1, 2 * 5 * 64 * 4, 3 * 5 * 64 * 4 + 100])
+def test_batches_are_the_same_however_many_are_augmented_at_once(
+    name: str, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All four batches of an epoch at once, each alone, two and two, and three and one."""
+    own = curriculum_of(augment=AUGMENTS[name])
+    at_once = list(own.batches(1))
+    monkeypatch.setattr("trainables.curriculum.TOGETHER", together)
+    for batch, same in zip(at_once, own.batches(1), strict=True):
+        assert torch.equal(batch.images, same.images)
+        assert batch.images.stride() == same.images.stride()
+        assert torch.equal(batch.labels, same.labels)
+        assert torch.equal(batch.index, same.index)
+
+
+@pytest.mark.parametrize("name", AUGMENTS)
 def test_read_only_arrays_are_used_where_they_lie_without_a_warning_and_stay_as_they_are(name: str) -> None:
     split = split_of()
     before = split.images.copy()

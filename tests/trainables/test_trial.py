@@ -128,9 +128,10 @@ def test_a_report_has_its_figures_and_their_costs(context) -> None:
         assert metrics["train_loss"] == pytest.approx(0.1 * metrics["cross_entropy_loss"] + 0.9 * metrics["kd_loss"])
         assert {"agreement", "kl", "cka", "rdm"} <= metrics.keys()
         assert metrics["teacher_passes"] == 1
-        parts = [metrics[f"{name}_seconds"] for name in ("student", "teacher", "evaluate")]
+        parts = [metrics[f"{name}_seconds"] for name in ("student", "teacher", "evaluate", "checkpoint")]
+        assert (metrics["setup_seconds"] > 0.1 * metrics["checkpoint_seconds"]) == (report["epoch"] == 1)
         assert min(parts) > 0
-        assert sum(parts) <= report["seconds"]
+        assert sum(parts) + metrics["setup_seconds"] <= report["seconds"]
     # The second student finds the teacher's outputs.
     assert [report["metrics"]["teacher_passes"] for report in distil(config_of(number=6, seed=1), context)] == [0] * 4
 
