@@ -31,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class Bench:
     space: dict[str, Any]
     short: bool  # whether it records a short training
 
-    @property
+    @cached_property
     def best(self) -> float:
         """The highest test accuracy after a full training."""
         students = self.staged.students.values()

@@ -178,7 +178,7 @@ def test_a_table_without_candidates(new_run: Callable[..., Any]) -> None:
 
 
 @given(st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=4), min_size=1, max_size=6), st.integers(0, 5))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_shares_and_ranks_fit_together(students: list[list[int]], seed: int) -> None:
     table = trials_of([[value / 4 for value in values] for values in students])
     found = analysis.confidence(table, resamples=50, seed=seed)

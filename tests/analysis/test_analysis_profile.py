@@ -165,7 +165,7 @@ def ledgers(draw: st.DrawFn) -> tuple[Written, dict[str, float]]:
 
 
 @given(ledgers())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_the_parts_add_up_to_slots_times_wall_time(case: tuple[Written, dict[str, float]]) -> None:
     run, wholes = case
     with tempfile.TemporaryDirectory() as folder:

@@ -226,7 +226,7 @@ def test_two_runs_are_compared(dux, tmp_path):
     one, other = distilled(tmp_path, "a"), distilled(tmp_path, "b")
     said = dux("compare", one, other)
     assert (said.code, said.err) == (0, "")
-    assert "6 students in common, Kendall's tau 1.00" in said.out
+    assert "6 students in common: Kendall's tau 1.00" in said.out
     Run.create(Recipe.load("quickstart"), tmp_path, "empty").close()
     assert "empty" in dux("compare", one, tmp_path / "empty").complaint()
 
