@@ -121,6 +121,7 @@ def test_a_finished_run_is_not_run_again(finished: analysis.Results) -> None:
     assert (finished.path / "ledger.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_lost_worker_costs_nothing_but_its_epoch(ray_local: None, tmp_path: Path) -> None:
     """Each worker is killed once in mid-trial; Tune starts another, which goes on from the checkpoint."""
     stage = {"name": "only", "trial": "distill", "epochs": 12, "trials": 1, "sampler": "random"}
@@ -164,6 +165,7 @@ def test_a_non_finite_loss_fails_its_trial_and_the_search_goes_on(ray_local: Non
     assert "non-finite loss in epoch " in by_rate.loc[1e30, "reason"]
 
 
+@pytest.mark.slow
 def test_a_stage_of_which_all_fails_ends_the_run_with_the_reason(ray_local: None, tmp_path: Path) -> None:
     stage = {"name": "only", "trial": "distill", "epochs": 2, "trials": 2, "optimizer": {"learning_rate": 1e30}}
     with pytest.raises(RunFailed, match=r"all 2 trials failed; non-finite loss in epoch \d"):
@@ -204,6 +206,7 @@ def test_students_share_a_gpu(tmp_path: Path) -> None:
     assert os.path.exists(results.path / "best" / "weights.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
 def test_a_full_disk_is_one_line_and_the_run_can_be_resumed(ray_local: None, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
