@@ -99,6 +99,8 @@ class Replay:
             raise BadInput(f"{here}: pbt changes trainings in the middle, which no table records; choose another")
         if stage.trial == "distill" and (hyper := domains_in(stage.settings())):
             raise BadInput(f"{here}: {next(iter(hyper))} is searched, and a table records students alone; set a value")
+        if stage.rivals:
+            raise BadInput(f"{here}: rivals are drawn beside a search's survivors; a replay has none, leave them out")
         if stage.control:
             raise BadInput(f"{here}: control trains without the teacher, which the table does not record; leave it out")
         known = (*self.table.metrics, *self.table.costs) if stage.trial == "score" else self.table.metrics

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.schema import ENSEMBLES
 from orchestrator.book import Book, Proposer, Trial
 from orchestrator.replay.table import Table
 from orchestrator.search import BookScheduler, BookSearcher
 from orchestrator.stage import SCORES_PER_TRIAL
+from trainables.scores import terms_of
 
 Report = dict[str, Any]
 
@@ -78,7 +80,10 @@ class Simulation:
 
     def _scored(self, trial: Trial) -> Iterator[tuple[float, Report]]:
         _, known, seconds = self.table.scored(self.book.proposals[trial.proposal].hash, trial.seed)
-        metrics = {name: known.get(name) for name in self.book.weights}
+        read = dict.fromkeys((*terms_of(self.book.stage.scores or ()), *self.book.weights, *self.book.stage.pareto))
+        # What nothing reads may be missing; what an ensemble makes of the others is made of them here, too.
+        metrics = {name: known.get(name) for name in read if name in known or name in self.book.weights}
+        metrics = {name: value for name, value in metrics.items() if name not in ENSEMBLES}
         yield seconds, {"number": trial.number, "epoch": 0, "metrics": metrics, "seconds": seconds, "done": True}
 
     def _distilled(self, trial: Trial) -> Iterator[tuple[float, Report]]:

@@ -191,6 +191,16 @@ def test_a_score_of_the_table_can_be_the_objective():
     assert (trained["depth1"], trained["width"]) == (1, 2)  # the table's synflow is minus the size
 
 
+def test_an_ensemble_votes_among_the_tables_scores():
+    scores = ["synflow", "params", "snip"]  # the table has no snip, and nothing reads it
+    how = {"objective": {"ensemble.rank": 1.0}, "ensemble": ["synflow", "params"], "sampler": "grid", "keep": 6}
+    events = simulate(recipe({"name": "score", "trial": "score", "scores": scores, **how}), Table(frame(), SPACE))
+    told = [event["metrics"] for event in events if event["event"] == "report"]
+    assert all(set(metrics) == {"synflow", "params"} for metrics in told)
+    [kept] = [event["proposals"] for event in events if event["event"] == "keep"]
+    assert sorted(kept) == list(range(6))  # the two scores contradict each other: all are equal
+
+
 def test_seeds_are_the_tables_trainings():
     two = pd.concat([frame(), frame(seed=1, curve=lambda epoch: 0.7)])
     events = reports(simulate(recipe({**FULL, "seeds": 2}), Table(two, SPACE)))
@@ -240,6 +250,7 @@ def test_only_students_of_the_table_within_the_limits_are_proposed(sampler):
     [
         ({**FULL, "objective": {"valid_f1": 1.0}}, {}, "unknown column of table that stage 'full' reads 'valid_f1'"),
         ({**FULL, "control": True}, {}, "control trains without the teacher"),
+        ({**FULL, "scheduler": "pbt"}, {}, "pbt"),
         (
             {**FULL, "batch_size": {"choice": [32, 64]}},
             {},
