@@ -46,6 +46,7 @@ class Results:
         sessions: of each run, by name, the unix times at which it began (and went on) and at which it stopped.
         ledger: a row an event, with what it took: the device-seconds of a run's ledger add up to `device_seconds`,
             but for epochs that were repeated after a resumption. Read when it is first asked for, as it is then.
+        replayed: whether results came from a table of recorded ones: nothing was trained, and times are virtual.
     """
 
     paths: tuple[Path | Address, ...]
@@ -60,6 +61,7 @@ class Results:
     recipe: str
     sessions: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
     ledger: pd.DataFrame = field(default_factory=_no_events)
+    replayed: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "epochs": self.epochs, "ledger": self.ledger}
@@ -259,6 +261,7 @@ def _load(run: Path, origin: Path | Address) -> Results:
         recipe=str(ledger.run.get("recipe", "")),
         sessions={ledger.name: sessions},
         ledger=partial(_ledger, origin),  # type: ignore[arg-type]
+        replayed=bool((ledger.run.get("resolved") or {}).get("replay")),
     )
 
 
@@ -316,6 +319,7 @@ def load_many(runs: Iterable[str | Path]) -> Results:
         recipe=", ".join(dict.fromkeys(part.recipe for part in loaded)),
         sessions={name: spans for part in loaded for name, spans in part.sessions.items()},
         ledger=partial(_stacked_later, "ledger", loaded),  # type: ignore[arg-type]
+        replayed=any(part.replayed for part in loaded),
     )
 
 

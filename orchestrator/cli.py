@@ -265,8 +265,8 @@ def _present(results: Any) -> None:
         lies, then = f"its table in {results.path / 'scores.parquet'}", f"{results.path / 'scores.parquet'} --top 20"
     else:
         shown = show.ranking(results, analysis.rank(results), show.lacking(results))
-        replayed = isinstance(results.path, Path) and not (results.path / "best").exists()  # nothing was trained
-        lies = "a replay, without weights" if replayed else f"its best student in {results.path / 'best'}"
+        best = f"its best student in {results.path / 'best'}"
+        lies = "replayed from recorded results: nothing was trained" if results.replayed else best
         then = f"{results.path} --by valid_accuracy --where 'params < 10000'"
     out = show.console()
     out.print(shown, highlight=False)

@@ -42,11 +42,12 @@ def html_of(results: Results, table: pd.DataFrame) -> str:
     told = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in known)
     name = html.escape(student_name(best["arch"]) + settings(best))
     seeds = f"± is the standard deviation over {best['seeds']} seeds" if best["seeds"] > 1 else "one seed"
-    command = html.escape(f"dux export {_quoted(results)} --rank 1 --format onnx")
+    command = f"<pre>{html.escape(f'dux export {_quoted(results)} --rank 1 --format onnx')}</pre>"
+    replayed = "<p>Replayed from recorded results, in virtual time: nothing was trained that could be exported.</p>"
     return (
         f'{state}<p>Take</p><p class="take">{name}</p><dl>{told}</dl>{_drawing(best)}'
         f"<p>{html.escape(_how_sure(results))} {seeds}; chosen on validation images, test images were seen once.</p>"
-        f"<pre>{command}</pre>"
+        f"{replayed if results.replayed else command}"
     )
 
 
