@@ -131,9 +131,10 @@ def _no_network(*arguments: Any) -> Any:
 Stages = list[dict[str, Any]]
 
 
-def size_first(keep: int, sampler: str = "random", trials: int = 1000) -> dict[str, Any]:
-    """A scores stage: of so many students, the largest go on."""
-    return {"name": "score", "trial": "score", "scores": ["params"], "sampler": sampler, "trials": trials, "keep": keep}
+def largest_tenth(bench: Bench) -> dict[str, Any]:
+    """A scores stage: of all students, the tenth with the most parameters goes on."""
+    stage = {"name": "score", "trial": "score", "scores": ["params"], "sampler": "grid"}
+    return {**stage, "trials": len(bench.staged), "keep": len(bench.staged) // 10}
 
 
 def trained(sampler: str, scheduler: str | None = None, candidates: bool = False) -> dict[str, Any]:
@@ -161,7 +162,7 @@ def default(bench: Bench) -> Stages:
 
 def methods(bench: Bench) -> dict[str, Stages]:
     """Recipes' stages by the name of the method; of a table without early epochs those that stop nobody."""
-    first = size_first(len(bench.staged) // 10, trials=len(bench.staged), sampler="grid")
+    first = largest_tenth(bench)
     found: dict[str, Stages] = {"random": [trained("random")], "scores, random": [first, trained("random", None, True)]}
     if bench.short:
         found["asha"] = [trained("random", "asha")]

@@ -110,7 +110,7 @@ def _joined_by_rivals(
 def _announce(
     ledger: Ledger, index: int, stage: StageSpec, search: Search, taught_by: Mapping[str, TeacherContext]
 ) -> Event:
-    basis = reuse.basis(search, stage, taught_by, _tests(search.recipe, stage))
+    basis = reuse.basis(search, stage, taught_by, sees_test_images(search.recipe, stage))
     return announce(ledger, index, search.book(stage, None), basis)
 
 
@@ -135,7 +135,7 @@ def announce(ledger: Ledger, index: int, book: Book, basis: Any) -> Event:
     )
 
 
-def _tests(recipe: Recipe, stage: StageSpec) -> bool:
+def sees_test_images(recipe: Recipe, stage: StageSpec) -> bool:
     """Whether a stage's students are evaluated on the test images: at the very end alone."""
     return stage.name == recipe.stages[-1].name and stage.trial == "distill"
 
@@ -158,7 +158,7 @@ def _context(
         gpu=run.recipe.resources.gpu > 0,
         epochs=stage.epochs or 0,
         objective=objective if stage.trial == "distill" else None,
-        test=_tests(run.recipe, stage),
+        test=sees_test_images(run.recipe, stage),
         scores=stage.scores,
         score_batch=stage.score_batch,
     )

@@ -12,7 +12,7 @@ from orchestrator.book import Book, Proposal
 from orchestrator.checks import check_stage
 from orchestrator.feasible import Feasible
 from orchestrator.ledger import Event, Ledger
-from orchestrator.pipeline import announce
+from orchestrator.pipeline import announce, sees_test_images
 from orchestrator.prepared import book_of, space_of
 from orchestrator.proposers import SearchProposer
 from orchestrator.recipe import Recipe, domains_in
@@ -44,9 +44,6 @@ class Listed(Feasible):
 
     def listed(self) -> Iterator[dict[str, Any]]:
         return map(dict, self.within)
-
-    def share(self, samples: int = 0) -> float:
-        return len(self.within) / len(self.table)
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,7 @@ class Replay:
             if on_change is not None:
                 on_change.stage(index, book)
             if not book.ended:
-                self._run(book, kept or given or None, clock, stage is self.recipe.stages[-1], on_change or _unseen)
+                self._run(book, kept or given or None, clock, on_change or (lambda: None))
             assert book.kept is not None
             kept = [book.proposals[p] for p in book.kept]
             yield book
@@ -158,21 +155,15 @@ class Replay:
         run.ledger.append("run_end", seconds=clock.now - started)
         run.write_tables()
 
-    def _run(
-        self, book: Book, candidates: list[Proposal] | None, clock: Clock, last: bool, changed: Callable[[], None]
-    ) -> None:
+    def _run(self, book: Book, candidates: list[Proposal] | None, clock: Clock, changed: Callable[[], None]) -> None:
         stage, started = book.stage, clock.now
         proposer = SearchProposer(stage, self.table.space, self.feasible, self.recipe.seed, candidates)
         workers = self.recipe.workers or 1
         book.mend()
         check_failures(book)  # a resumed stage, of which too many had failed
-        Simulation(book, proposer, self.table, clock, workers, last and stage.trial == "distill", changed).run()
-        book.keep(survivors(book, last))
+        Simulation(book, proposer, self.table, clock, workers, sees_test_images(self.recipe, stage), changed).run()
+        book.keep(survivors(book, last=stage is self.recipe.stages[-1]))
         book.close(seconds=clock.now - started, slots=workers)
-
-
-def _unseen() -> None:
-    """Is told of changes where nobody looks."""
 
 
 class InMemory(Ledger):

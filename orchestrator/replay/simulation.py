@@ -48,7 +48,7 @@ class Simulation:
         """Hand out trials to free workers, and jump to the next report, until nothing is left."""
         chunk = SCORES_PER_TRIAL if self.book.stage.trial == "score" else 1
         searcher = BookSearcher(self.book, self.proposer, lambda trials: {"trials": trials}, Path(), chunk, {})
-        teller = BookScheduler(self.book, _nobody)
+        teller = BookScheduler(self.book, lambda numbers: None)  # no checkpoints lie on disk that could go
         free = list(range(self.workers))[::-1]
         queue: list[tuple[float, int, int, Report, Iterator[tuple[float, Report]]]] = []
         handed = 0
@@ -105,7 +105,3 @@ class Simulation:
             yield seconds, report
         if at < proposal.until:
             yield 0.0, {"number": trial.number, "failed": f"the table has nothing of it after epoch {at}"}
-
-
-def _nobody(numbers: list[int]) -> None:
-    """Is told which trials have changed: nothing is kept on disk that could go."""

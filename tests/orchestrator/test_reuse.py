@@ -458,7 +458,7 @@ def test_no_more_trials_are_taken_over_than_the_stage_has(tmp_path):
 
 def basis(what: Recipe, index: int = 0) -> dict[str, Any]:
     stage = what.stages[index]
-    return reuse.basis(Search.prepare(what), stage, {}, pipeline._tests(what, stage))
+    return reuse.basis(Search.prepare(what), stage, {}, pipeline.sees_test_images(what, stage))
 
 
 @pytest.mark.parametrize(
