@@ -52,6 +52,8 @@ def run(
 ) -> None:
     """Search for the best student of the recipe's teacher."""
     overrides = dict(_assignment(text) for text in set_ or [])
+    if not dry_run and not _is_replay(recipe, overrides):
+        _start_ray(address)
     from orchestrator import launch, show
     from orchestrator.recipe import Recipe
 
@@ -106,6 +108,7 @@ def score(
     overrides = dict(_assignment(text) for text in set_ or [])
     archs = [_architecture(text) for text in arch or []]
     names = [part.strip() for part in scores.split(",")] if scores is not None else None
+    _start_ray(address)
     from orchestrator import launch
 
     how = {"every": every, "archs": archs, "scores": names, "seeds": seeds, "trials": trials}
@@ -298,6 +301,22 @@ def _architecture(text: str) -> dict[str, Any]:
     if twice := [name for name in names if names.count(name) > 1]:
         raise BadInput(f"--arch {text}: {twice[0]!r} stands twice")
     return dict(choices)
+
+
+def _start_ray(address: str | None) -> None:
+    """Begin with what takes longest, where Ray is to be started."""
+    if address is None:
+        from orchestrator import cluster
+
+        cluster.start_early()
+
+
+def _is_replay(recipe: str, overrides: dict[str, Any]) -> bool:
+    """Whether a recipe needs no Ray, as far as a look at it tells."""
+    path = Path(recipe)
+    file = path / "recipe.yaml" if path.is_dir() else path
+    text = file.read_text(errors="replace") if file.is_file() else ""
+    return "\nreplay:" in f"\n{text}" or any(name.partition(".")[0] == "replay" for name in overrides)
 
 
 def _weights(text: str | None) -> str | dict[str, float] | None:

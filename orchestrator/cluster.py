@@ -1,26 +1,35 @@
-"""Ray on this machine, or on a cluster at an address."""
+"""Ray on this machine, or on a cluster at an address. Itself without torch: see `start_early`."""
 
 import logging
 import os
 import secrets
+import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
 import ray
 from ray._private import ray_constants, worker
+from ray._private.services import canonicalize_bootstrap_address_or_die
 
 from orchestrator import signals
-from orchestrator.nodes import check_address
-from orchestrator.run_directory import RunFailed
+from orchestrator.errors import RunFailed
+from spaces.errors import BadInput
 from trainables.heartbeat import is_stopped
 
+# Ray's coming default, which it else warns of: a worker that asks for no GPU keeps its CUDA_VISIBLE_DEVICES.
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
 _print_to_stdstream = worker.print_to_stdstream
+_early = False  # whether `start_early` has started a Ray that nobody has taken over
 left_behind: list[threading.Thread] = []  # threads that wait for a Ray that is gone
+PRELOADED = ["trainables.trial"]  # by each worker of a Ray that is started here, before it knows what for
 SHUTDOWN = 15.0  # seconds; a driver that is left by a dead head takes 7
 # So that a raylet that hangs is dead to the head of a Ray that is started here after 44 s, and not after 65.
 HEALTH = {"health_check_period_ms": 3000, "health_check_timeout_ms": 8000, "health_check_failure_threshold": 4}
@@ -37,19 +46,38 @@ def connected(address: str | None) -> Iterator[None]:
     Raises:
         RunFailed: nothing answers at the address.
     """
-    if ray.is_initialized():
+    global _early
+    mine, _early = _early, False
+    if ray.is_initialized() and not mine:
         yield
         return
-    # Ray's coming default, which it else warns of: a worker that asks for no GPU keeps its CUDA_VISIBLE_DEVICES.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
-        with signals.kept():
-            _join(address) if address else _start()
+        if not mine:
+            with signals.kept():
+                _join(address) if address else _start()
         hush()
         yield
     finally:
         if not hangs():
             shut_down()
+
+
+def start_early() -> None:
+    """Start Ray on this machine while a thread imports what a search needs; `connected` takes it over.
+
+    Both take five seconds, Ray's of waiting for its servers, whose workers import the same in the meantime. Does
+    nothing in a process that has Ray, or has no wait for torch to fill.
+    """
+    global _early
+    if ray.is_initialized() or "torch" in sys.modules:
+        return
+    importing = threading.Thread(target=import_module, args=("orchestrator.launch",), name="import", daemon=True)
+    importing.start()
+    # Here and not in a thread: its servers end with the thread that has started them.
+    with signals.kept():
+        _start()
+    _early = True
+    importing.join()
 
 
 def _start() -> None:
@@ -63,10 +91,33 @@ def _start() -> None:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 configure_logging=True,
-                _system_config=HEALTH,
+                _system_config={**HEALTH, "preload_python_modules": PRELOADED},
             )
     except Exception as error:  # Ray has no narrower one for servers that do not come up
         raise RunFailed(f"Ray does not start on this machine: {_in_short(error)}; once it can, try again") from error
+
+
+def check_address(address: str) -> None:
+    """Raises unless something listens at the address of a cluster; Ray itself would try for over a minute.
+
+    Raises:
+        BadInput: an address of the wrong kind. Through Ray Client (`ray://`) the search would run in a copy of this
+            process, where the run's ledger cannot follow.
+        RunFailed: nobody listens there.
+    """
+    if "://" in address:
+        raise BadInput(
+            f"--address {address}: a search joins a cluster from one of its machines, at auto or HOST:PORT; "
+            "from elsewhere send it there: dux submit RECIPE --address http://HOST:8265"
+        )
+    try:
+        host, _, port = canonicalize_bootstrap_address_or_die(address).rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except ValueError as error:
+        raise BadInput(f"--address {address}: a cluster's address is auto or HOST:PORT") from error
+    except OSError as error:
+        said = error.strerror or str(error).partition(".")[0]
+        raise RunFailed(f"no Ray cluster answers at {address}: {said}") from error
 
 
 def _join(address: str) -> None:

@@ -27,13 +27,14 @@ from analysis.remote import Address, place
 from orchestrator import mending, model_card, paths
 from orchestrator.addresses import address_of
 from orchestrator.book import Book, Proposal, Trial
+from orchestrator.errors import RunFailed
 from orchestrator.existing import check_run
 from orchestrator.outcome import best_trial, description, replayed
 from orchestrator.plain_values import printable
 from orchestrator.prepared import Search
 from orchestrator.recipe import Recipe, resolved
 from orchestrator.reuse import basis
-from orchestrator.run_directory import RunFailed, own_recipe
+from orchestrator.run_directory import own_recipe
 from orchestrator.specs import StageSpec
 from orchestrator.stage import stage_folder
 from spaces import BadInput

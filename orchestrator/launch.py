@@ -16,6 +16,7 @@ import analysis
 from analysis import remote, report
 from orchestrator import cluster, mending, paths, tracking
 from orchestrator.addresses import Address, address_of, is_there, to_resume, working_directory
+from orchestrator.errors import Interrupted, RunFailed
 from orchestrator.existing import check_run
 from orchestrator.failures import begin_again
 from orchestrator.mirror import Mirror, mirrored
@@ -25,11 +26,10 @@ from orchestrator.progress import Progress
 from orchestrator.recipe import Recipe
 from orchestrator.replay import Replay
 from orchestrator.reuse import Origin
-from orchestrator.run_directory import SCORES, Run, RunFailed, check_new, default_name, own_recipe
+from orchestrator.run_directory import SCORES, Run, check_new, default_name, own_recipe
 from orchestrator.same import check_same
 from orchestrator.scoring import reduced
 from orchestrator.signals import terminated_like_interrupted
-from orchestrator.stage import Interrupted
 from orchestrator.watch import ClusterLost
 from spaces import BadInput
 from trainables.failures import reason

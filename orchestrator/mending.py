@@ -8,9 +8,10 @@ from analysis.ledger import broken
 from orchestrator import disk, outcome
 from orchestrator.addresses import to_resume
 from orchestrator.book import Book
+from orchestrator.errors import RunFailed
 from orchestrator.prepared import Search, book_of
 from orchestrator.recipe import Recipe
-from orchestrator.run_directory import Run, RunFailed, is_json
+from orchestrator.run_directory import Run, is_json
 
 
 def check_ledger(path: Path, recipe: Recipe) -> None:

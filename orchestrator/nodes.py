@@ -1,7 +1,6 @@
-"""The nodes of a running cluster: whether one answers, whether all can take part in a run, and what they hold."""
+"""The nodes of a running cluster: whether all can take part in a run, and what they hold."""
 
 import platform
-import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -11,42 +10,18 @@ from typing import Any
 from uuid import uuid4
 
 import ray
-from ray._private.services import canonicalize_bootstrap_address_or_die
 from ray.exceptions import RayError
 from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.addresses import to_resume
-from orchestrator.run_directory import Run, RunFailed
+from orchestrator.errors import RunFailed
+from orchestrator.run_directory import Run
 from orchestrator.specs import Resources
-from spaces import BadInput
 from trainables.store import Store
 
 ANSWERS_WITHIN = 60.0  # seconds, in which a node starts a worker and that looks for the run's files
 SECONDS_BETWEEN_COUNTS = 5.0
-
-
-def check_address(address: str) -> None:
-    """Raises unless something listens at the address of a cluster; Ray itself would try for over a minute.
-
-    Raises:
-        BadInput: an address of the wrong kind. Through Ray Client (`ray://`) the search would run in a copy of this
-            process, where the run's ledger cannot follow.
-        RunFailed: nobody listens there.
-    """
-    if "://" in address:
-        raise BadInput(
-            f"--address {address}: a search joins a cluster from one of its machines, at auto or HOST:PORT; "
-            "from elsewhere send it there: dux submit RECIPE --address http://HOST:8265"
-        )
-    try:
-        host, _, port = canonicalize_bootstrap_address_or_die(address).rpartition(":")
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except ValueError as error:
-        raise BadInput(f"--address {address}: a cluster's address is auto or HOST:PORT") from error
-    except OSError as error:
-        said = error.strerror or str(error).partition(".")[0]
-        raise RunFailed(f"no Ray cluster answers at {address}: {said}") from error
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from typing import Any
 import analysis
 from analysis.ledger import cut_off
 from orchestrator.book import Book, Proposal, Trial
+from orchestrator.errors import RunFailed
 from orchestrator.ledger import Event
 from orchestrator.prepared import Search, book_of
 from orchestrator.recipe import Recipe, resolved
-from orchestrator.run_directory import SCORES, Run, RunFailed
+from orchestrator.run_directory import SCORES, Run
 from orchestrator.specs import StageSpec
 from orchestrator.stage import stage_folder
 from trainables import export

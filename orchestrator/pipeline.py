@@ -9,14 +9,15 @@ from typing import Any
 from orchestrator import disk, nodes, outcome, reuse, teaching
 from orchestrator.addresses import to_resume
 from orchestrator.book import Book, Proposal
+from orchestrator.errors import Interrupted, RunFailed
 from orchestrator.ledger import Event, Ledger
 from orchestrator.prepared import Search
 from orchestrator.proposers import rivals_of
 from orchestrator.pruning import Pruner
 from orchestrator.recipe import Recipe
-from orchestrator.run_directory import Run, RunFailed
+from orchestrator.run_directory import Run
 from orchestrator.specs import StageSpec
-from orchestrator.stage import Interrupted, StageFailed, StageRun, TrialsFailed, stage_folder
+from orchestrator.stage import StageFailed, StageRun, TrialsFailed, stage_folder
 from orchestrator.watch import watched
 from spaces import BadInput
 from spaces.seeding import generator

@@ -282,7 +282,3 @@ def _gpus() -> list[str]:
     import torch
 
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-
-
-class RunFailed(Exception):
-    """The run cannot go on; the message is one line that says why."""

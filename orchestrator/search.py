@@ -1,18 +1,21 @@
 """The one Tune searcher and the one Tune scheduler: both only carry between Tune and the stage's book."""
 
 import errno
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator.book import Book, Proposer, Trial
+from orchestrator.errors import Interrupted
 from orchestrator.failures import why_lost
 
 Config = dict[str, Any]
@@ -119,19 +122,41 @@ class BookSearcher(_NotTunesToKeep, Searcher):
 
 
 class BookScheduler(_NotTunesToKeep, FIFOScheduler):
-    """Writes every report into the book before anything is decided, and stops what the book's rule stops."""
+    """Writes every report into the book before anything is decided, and stops what the book's rule stops.
+
+    It also ends an experiment in the middle, and not a callback of Tune's: Tune counts those that it is given, for
+    which it imports the trackers that are installed, for two seconds.
+    """
 
     def __init__(self, book: Book, on_change: Callable[[list[int]], None]) -> None:
         super().__init__()
         self.book, self.on_change = book, on_change
         self.why: dict[str, str] = {}  # why trials were lost, by Tune's names of them
+        self.halted = False
+
+    def halt(self) -> None:
+        """Have the experiment ended by its own thread, from any other: nothing more is written.
+
+        Each trial has a checkpoint of its last epoch, so there is nothing to wait for.
+        """
+        for name in ("ray", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # it would complain of what is done to it
+        self.book.give_up()
+        self.halted = True
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> TuneTrial | None:
         """The newest that waits for an actor.
 
         It gets one that has become free, and its own is called off. That of the oldest may be starting: where trials
         take less time than an actor's start, all but one slot would never come to work.
+
+        Raises:
+            Interrupted: the experiment is to end; its actors have been killed. Tune asks at each step.
         """
+        if self.halted or self.book.failure is not None:
+            for actor in filter(None, (trial.temporary_state.ray_actor for trial in tune_controller.get_trials())):
+                ray.kill(actor)
+            raise Interrupted
         waiting = (trial for trial in reversed(tune_controller.get_trials()) if trial.status == TuneTrial.PENDING)
         return next(waiting, None)
 

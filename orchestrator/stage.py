@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 from ray import tune
-from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
-from ray.tune.experiment import Trial as TuneTrial
+from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.execution import class_cache
 
 from orchestrator.book import Book, Proposer, Trial
+from orchestrator.errors import Interrupted
 from orchestrator.failures import commonest
 from orchestrator.nodes import AsManyAsFit, trials_held
 from orchestrator.pruning import Pruner
@@ -25,10 +25,6 @@ from trainables.trial import DistillTrial, ScoreTrial, StageContext
 
 SCORES_PER_TRIAL = 8  # so that a Tune trial outlasts what Tune itself takes for it
 SCORES_AT_MOST = 64  # where no proposal waits for results, and there are enough for every worker
-
-
-class Interrupted(Exception):
-    """The stage was interrupted before its end; the run can be resumed."""
 
 
 class StageFailed(Exception):
@@ -66,9 +62,10 @@ class StageRun:
         quiet()
         self.book.mend()
         check_failures(self.book)  # a resumed stage, of which too many had failed
-        halt = Halt(self.book)
+        scheduler = BookScheduler(self.book, self._changed)
         try:
-            watched(lambda: self._tuner(slots, halt).fit(), self.context.folder / heartbeat.FOLDER, halt.ask)
+            alive = self.context.folder / heartbeat.FOLDER
+            watched(lambda: self._tuner(slots, scheduler).fit(), alive, scheduler.halt)
         except KeyboardInterrupt:
             raise Interrupted from None
         except ClusterLost:
@@ -103,12 +100,11 @@ class StageRun:
         most = max(1, trials_held(self.resources)) + 1
         return min(most, self.workers) if self.workers else most
 
-    def _tuner(self, slots: int, halt: "Halt") -> Tuner:
+    def _tuner(self, slots: int, scheduler: BookScheduler) -> Tuner:
         trainable = ScoreTrial if self.spec.trial == "score" else DistillTrial
         chunk = self._scores_per_trial(slots) if self.spec.trial == "score" else 1
         shipped = tune.with_parameters(trainable, context=self.context)
         resources = {"cpu": self.resources.cpu, "gpu": self.resources.gpu}
-        scheduler = BookScheduler(self.book, self._changed)
         searcher = BookSearcher(self.book, self.proposer, self.config, self.context.folder, chunk, scheduler.why)
         return Tuner(
             tune.with_resources(shipped, resources),
@@ -123,7 +119,6 @@ class StageRun:
                 storage_path=str(self.context.folder.resolve()),
                 checkpoint_config=CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
                 failure_config=FailureConfig(max_failures=0),  # the searcher hands out again what was lost
-                callbacks=[halt],
                 verbose=0,
             ),
         )
@@ -177,32 +172,6 @@ def check_failures(book: Book, at_end: bool = False) -> None:
         raise TrialsFailed(_said(book, f"all {ended} trials failed" if failed == ended else few))
 
 
-class Halt(Callback):
-    """Ends an experiment in the middle: nothing more is written, and the trials' actors are killed.
-
-    Each trial has a checkpoint of its last epoch, so there is nothing to wait for.
-    """
-
-    def __init__(self, book: Book) -> None:
-        self.book, self.asked = book, False
-
-    def ask(self) -> None:
-        """Have the experiment ended by its own thread, from any other."""
-        for name in ("ray", "ray.tune"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # it would complain of what is done to it
-        self.book.give_up()
-        self.asked = True
-
-    def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
-        if self.asked or self.book.failure is not None:
-            for actor in filter(None, (trial.temporary_state.ray_actor for trial in trials)):
-                ray.kill(actor)
-            raise Interrupted
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its callbacks into a state of its own, which dux never reads
-
-
 def survivors(book: Book, last: bool) -> list[int]:
     """The proposals of a stage that go on, best first. Scores at the end may have no value: they are what was asked.
 
@@ -233,7 +202,9 @@ def _lacking(trial: Trial) -> str:
 
 
 def quiet() -> None:
-    """Turn off Tune's own output and files: dux has a display and a record of its own."""
+    """Turn off Tune's own output and files, for dux has a display and a record of its own; and what slows it down."""
+    # Of a switch for Lightning: an actor with variables of its own takes none of the workers that Ray has ready.
+    class_cache.DEFAULT_ENV_VARS.clear()
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "3600"

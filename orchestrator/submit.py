@@ -19,8 +19,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from orchestrator.addresses import place
+from orchestrator.errors import RunFailed
 from orchestrator.recipe import Recipe
-from orchestrator.run_directory import RunFailed, check_name, write_recipe
+from orchestrator.run_directory import check_name, write_recipe
 from orchestrator.same import settings_of
 from spaces import BadInput
 from spaces.seeding import stable_hash

@@ -14,8 +14,9 @@ from ray.exceptions import RayError
 from orchestrator import kept_outputs
 from orchestrator.addresses import to_resume
 from orchestrator.disk import OUTPUTS
+from orchestrator.errors import RunFailed
 from orchestrator.prepared import Search
-from orchestrator.run_directory import Run, RunFailed
+from orchestrator.run_directory import Run
 from orchestrator.specs import StageSpec
 from orchestrator.watch import watched
 from spaces import BadInput

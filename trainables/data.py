@@ -20,7 +20,20 @@ from PIL import Image
 from spaces.errors import BadInput, unknown
 from spaces.seeding import generator
 from trainables.contracts import Data, Split
-from trainables.images import BATCH, Labelled, cache_dir, cached, decoded, digest, one_line, pick, square, stack, stamp
+from trainables.images import (
+    BATCH,
+    Labelled,
+    cache_dir,
+    cached,
+    decoded,
+    digest,
+    one_line,
+    pick,
+    read_digits,
+    square,
+    stack,
+    stamp,
+)
 
 VALID_FRACTION = 0.1
 TEST_FRACTION = 0.2  # put aside where a source has no test split of its own
@@ -109,10 +122,8 @@ def _digits(config: DataConfig) -> Pools:
 
     700 and 1,097: with more training images, students can no longer be told apart.
     """
-    from sklearn.datasets import load_digits  # here, for importing it takes a second that other sources need not pay
-
-    bunch = load_digits()
-    grey, labels = np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target.astype(np.int64)
+    pixels, labels = read_digits()
+    grey = np.rint(pixels * (255 / 16)).astype(np.uint8)
     images = stack((("", square(Image.fromarray(image), config.image_size)) for image in grey), len(labels))
     pool, test = (
         Labelled(images[rows], labels[rows], tuple(map(str, range(10))))

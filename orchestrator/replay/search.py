@@ -10,6 +10,7 @@ import numpy as np
 from orchestrator import outcome
 from orchestrator.book import Book, Proposal
 from orchestrator.checks import check_stage
+from orchestrator.errors import Interrupted, RunFailed
 from orchestrator.feasible import Feasible
 from orchestrator.ledger import Event, Ledger
 from orchestrator.pipeline import announce, sees_test_images
@@ -18,9 +19,9 @@ from orchestrator.proposers import SearchProposer
 from orchestrator.recipe import Recipe, domains_in
 from orchestrator.replay.simulation import Clock, Simulation
 from orchestrator.replay.table import Table
-from orchestrator.run_directory import Run, RunFailed
+from orchestrator.run_directory import Run
 from orchestrator.specs import StageSpec
-from orchestrator.stage import Interrupted, StageFailed, check_failures, survivors
+from orchestrator.stage import StageFailed, check_failures, survivors
 from spaces import BadInput, Space, unknown
 
 

@@ -15,8 +15,9 @@ import spaces
 from analysis.schema import ENSEMBLES
 from orchestrator import cli
 from orchestrator.catalogue import CATALOGUE
+from orchestrator.errors import RunFailed
 from orchestrator.recipe import Recipe
-from orchestrator.run_directory import Run, RunFailed
+from orchestrator.run_directory import Run
 from spaces import Task
 
 TINY = "teacher.arch={depth1: 1, depth2: 1, depth3: 1, width: 2}"

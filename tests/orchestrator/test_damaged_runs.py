@@ -16,9 +16,10 @@ import pytest
 import analysis
 import orchestrator
 from orchestrator import cluster, launch, outcome, show
+from orchestrator.errors import RunFailed
 from orchestrator.prepared import Search
 from orchestrator.recipe import Recipe
-from orchestrator.run_directory import Run, RunFailed
+from orchestrator.run_directory import Run
 from spaces.errors import BadInput
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(480)]

@@ -18,11 +18,12 @@ import orchestrator
 from analysis.remote import Address
 from orchestrator import cli, exporting, outcome, pipeline
 from orchestrator.book import Book, Trial
+from orchestrator.errors import RunFailed
 from orchestrator.exporting import Exported
 from orchestrator.prepared import Search
 from orchestrator.pruning import Pruner
 from orchestrator.recipe import Recipe, resolved
-from orchestrator.run_directory import Run, RunFailed
+from orchestrator.run_directory import Run
 from orchestrator.stage import stage_folder, survivors
 from spaces import BadInput
 from trainables import teachers

@@ -8,8 +8,8 @@ import pytest
 
 import analysis
 import orchestrator
+from orchestrator.errors import RunFailed
 from orchestrator.recipe import Recipe
-from orchestrator.run_directory import RunFailed
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
 

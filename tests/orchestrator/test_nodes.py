@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from orchestrator import nodes
+from orchestrator.cluster import check_address
 from orchestrator.disk import sweep
-from orchestrator.nodes import Answer, check_address, complaints, held
-from orchestrator.run_directory import RunFailed
+from orchestrator.errors import RunFailed
+from orchestrator.nodes import Answer, complaints, held
 from orchestrator.specs import Resources
 from spaces import BadInput
 from trainables.store import Store

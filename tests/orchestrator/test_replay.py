@@ -11,9 +11,9 @@ import analysis
 import orchestrator
 import spaces
 from orchestrator import cli
+from orchestrator.errors import RunFailed
 from orchestrator.recipe import Recipe
 from orchestrator.replay import Replay, Table, simulate
-from orchestrator.run_directory import RunFailed
 from spaces import BadInput
 
 CHOICES = {"depth1": [1, 2], "depth2": [1], "depth3": [1], "width": [2, 3, 4]}

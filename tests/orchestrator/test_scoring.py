@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator import cli, launch
+from orchestrator.errors import RunFailed
 from orchestrator.recipe import Recipe, applicable
-from orchestrator.run_directory import RunFailed
 from orchestrator.scoring import reduced
 from spaces import BadInput
 from trainables.scores import SCORES

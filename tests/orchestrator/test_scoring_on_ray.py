@@ -13,9 +13,10 @@ import analysis
 import orchestrator
 import spaces
 from orchestrator import cli, launch
+from orchestrator.errors import RunFailed
 from orchestrator.prepared import Search
 from orchestrator.recipe import Recipe
-from orchestrator.run_directory import Run, RunFailed
+from orchestrator.run_directory import Run
 from spaces import Task
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(480)]

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 import analysis
 import orchestrator
 import spaces
+from orchestrator.errors import RunFailed
 from orchestrator.launch import launch
 from orchestrator.recipe import Recipe
-from orchestrator.run_directory import RunFailed
 from trainables.contracts import Member
 from trainables.data import DataConfig, load
 from trainables.evaluate import accuracy, predict

@@ -12,9 +12,10 @@ import pytest
 from ray.exceptions import AuthenticationError
 
 import analysis
+from orchestrator.errors import RunFailed
 from orchestrator.launch import launch
 from orchestrator.recipe import Recipe
-from orchestrator.run_directory import Run, RunFailed
+from orchestrator.run_directory import Run
 from orchestrator.same import check_same
 from orchestrator.submit import PACKAGES, pack, submit
 from spaces import BadInput

@@ -9,14 +9,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from orchestrator import cluster, schedulers, signals
 from orchestrator.book import Book, Proposal
+from orchestrator.errors import Interrupted
 from orchestrator.ledger import Ledger
 from orchestrator.recipe import Recipe
-from orchestrator.stage import Halt, Interrupted
+from orchestrator.search import BookScheduler
 from orchestrator.watch import Heartbeats, Patience
 from trainables import heartbeat
 
@@ -150,16 +152,16 @@ def test_a_run_that_was_given_up_takes_no_late_reports(tmp_path: Path) -> None:
     ).stages[0]
     book = Book(spec, Ledger(tmp_path / "ledger.jsonl"), schedulers.make("none", {}, 4, 0), "sum")
     book.propose(Proposal({"width": 1}, "0", {"params": 1.0}, until=4))
-    halt = Halt(book)
-    halt.on_step_begin(1, [])
+    scheduler = BookScheduler(book, lambda numbers: None)
+    scheduler.choose_trial_to_run(SimpleNamespace(get_trials=list))  # type: ignore[arg-type]
     before = (tmp_path / "ledger.jsonl").read_bytes()
-    halt.ask()
+    scheduler.halt()
     with pytest.raises(ValueError, match="closed"):
         book.report(0, 1, {"objective": 0.5}, seconds=0.1, worker="w:1")
     with pytest.raises(ValueError, match="closed"):
         book.lose(0, "its worker was killed", alone=True)
     with pytest.raises(Interrupted):
-        halt.on_step_begin(2, [])
+        scheduler.choose_trial_to_run(SimpleNamespace(get_trials=list))  # type: ignore[arg-type]
     assert (tmp_path / "ledger.jsonl").read_bytes() == before
     assert book.failure is None
 
