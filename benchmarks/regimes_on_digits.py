@@ -32,13 +32,13 @@ from orchestrator.reading import RECIPES
 from orchestrator.recipe import Recipe
 from spaces.seeding import derive_seed, stable_hash
 from trainables import regimes, teacher_training
+from trainables.context import StageContext, TeacherContext
 from trainables.curriculum import Augment, Curriculum
 from trainables.evaluate import accuracy, predict
 from trainables.fit import Fit, OptimizerConfig
 from trainables.program_cost import operations
 from trainables.regimes import REGIMES
 from trainables.teacher_outputs import TeacherOutputs
-from trainables.trial import StageContext, TeacherContext
 
 PLAIN = ({"name": "plain"}, {"cross_entropy": 1.0})
 KD = ({"name": "offline"}, REGIMES["offline"].losses)

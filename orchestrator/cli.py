@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -313,9 +314,10 @@ def _start_ray(address: str | None) -> None:
 
 def _is_replay(recipe: str, overrides: dict[str, Any]) -> bool:
     """Whether a recipe needs no Ray, as far as a look at it tells."""
-    path = Path(recipe)
-    file = path / "recipe.yaml" if path.is_dir() else path
-    text = file.read_text(errors="replace") if file.is_file() else ""
+    path, text = Path(recipe), ""
+    with suppress(OSError):  # whatever is wrong with it is told where it is read
+        file = path / "recipe.yaml" if path.is_dir() else path
+        text = file.read_text(errors="replace") if file.is_file() else ""
     return "\nreplay:" in f"\n{text}" or any(name.partition(".")[0] == "replay" for name in overrides)
 
 

@@ -21,7 +21,7 @@ from orchestrator.stage import StageFailed, StageRun, TrialsFailed, stage_folder
 from orchestrator.watch import watched
 from spaces import BadInput
 from spaces.seeding import generator
-from trainables.trial import StageContext, TeacherContext
+from trainables.context import StageContext, TeacherContext
 
 
 def execute(run: Run, search: Search, on_change: Any) -> None:
@@ -162,4 +162,5 @@ def _context(
         test=sees_test_images(run.recipe, stage),
         scores=stage.scores,
         score_batch=stage.score_batch,
+        compiled=run.recipe.resources.compile,
     )

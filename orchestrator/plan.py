@@ -22,13 +22,13 @@ from orchestrator.replay import Replay
 from orchestrator.schedulers import rungs
 from orchestrator.specs import StageSpec
 from spaces.seeding import generator
+from trainables.context import StageContext
 from trainables.contracts import Member, Split
 from trainables.curriculum import Augment, Curriculum
 from trainables.declare import Program
 from trainables.fit import OptimizerConfig
 from trainables.program_cost import operations
 from trainables.regimes import REGIMES
-from trainables.trial import StageContext
 
 SAMPLE = 100  # candidates from which shares and means are estimated
 EACH, BATCH = 8, 32  # images of each class, and in a batch, by which a distillation's operations are counted

@@ -26,13 +26,14 @@ from spaces import BadInput, Space
 from spaces.domains import to_config
 from spaces.seeding import stable_hash
 from trainables import scores, teachers
+from trainables.checkpoints import checkpoint_name
+from trainables.context import StageContext, TeacherContext
 from trainables.curves import curves_name
 from trainables.store import Store
-from trainables.trial import StageContext, TeacherContext, checkpoint_name
 
 FOLDER = "origin"
 # What of a stage determines how its trials come out, apart from student, hyperparameters, seed and control.
-SETTINGS = ("epochs", "regime", "losses", "optimizer", "batch_size", "augment")
+SETTINGS = ("epochs", "regime", "losses", "optimizer", "batch_size", "augment", "precision")
 NETWORK = ("space", "arch", "options", "timm", "torchvision", "mean", "std")  # of a teacher, beside its weights
 
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from spaces.domains import is_domain_config
 from spaces.errors import unknown
 from trainables.regimes import REGIMES
+from trainables.speed import Compile, Precision
 
 
 class Model(BaseModel):
@@ -97,6 +98,7 @@ class Resources(Model):
 
     cpu: float = Field(1, gt=0)
     gpu: float = Field(0, ge=0)
+    compile: Compile = "none"  # students by torch.compile, which takes its time for each
 
 
 class TensorBoardSpec(Model):
@@ -169,8 +171,8 @@ Method = Annotated[Named, BeforeValidator(_named)]
 class StageSpec(Model):
     """One stage: one Tune experiment.
 
-    Omitted `regime`, `losses`, `optimizer`, `batch_size` and `augment` are those of the distillation stage before;
-    a stage with a regime of its own that gives no losses has that regime's.
+    Omitted `regime`, `losses`, `optimizer`, `batch_size`, `augment` and `precision` are those of the distillation stage
+    before; a stage with a regime of its own that gives no losses has that regime's.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)
@@ -196,6 +198,7 @@ class StageSpec(Model):
     optimizer: dict[str, Any] | None = None
     batch_size: Any = None
     augment: dict[str, Any] | None = None
+    precision: Precision | None = None  # in which student and teacher compute while it learns
 
     @field_validator("regime", mode="before")
     @classmethod
@@ -227,6 +230,7 @@ class StageSpec(Model):
             "optimizer",
             "batch_size",
             "augment",
+            "precision",
             "scheduler",
         }
         scoring = {"scores", "score_batch", "ensemble", "teacher"}
@@ -240,7 +244,7 @@ class StageSpec(Model):
         return self
 
     def settings(self) -> dict[str, Any]:
-        """Regime, losses, optimiser, batch size and augmentation; domains where something is searched."""
+        """Regime, losses, optimiser, batch size, augmentation, precision; domains where something is searched."""
         return {name: getattr(self, name) for name in DEFAULTS}
 
 
@@ -250,4 +254,5 @@ DEFAULTS: dict[str, Any] = {
     "optimizer": {},
     "batch_size": 64,
     "augment": {},
+    "precision": "float32",
 }

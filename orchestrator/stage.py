@@ -21,7 +21,8 @@ from orchestrator.search import BookScheduler, BookSearcher, Config, full_disk
 from orchestrator.specs import Resources, StageSpec
 from orchestrator.watch import ClusterLost, watched
 from trainables import heartbeat
-from trainables.trial import DistillTrial, ScoreTrial, StageContext
+from trainables.context import StageContext
+from trainables.trial import DistillTrial, ScoreTrial
 
 SCORES_PER_TRIAL = 8  # so that a Tune trial outlasts what Tune itself takes for it
 SCORES_AT_MOST = 64  # where no proposal waits for results, and there are enough for every worker

@@ -21,8 +21,8 @@ from orchestrator.specs import StageSpec
 from orchestrator.watch import watched
 from spaces import BadInput
 from trainables import cost, heartbeat, teacher_training, teachers
+from trainables.context import TeacherContext
 from trainables.images import cache_dir
-from trainables.trial import TeacherContext
 
 
 def obtained(run: Run, search: Search, which: str) -> TeacherContext:

@@ -20,20 +20,8 @@ from PIL import Image
 from spaces.errors import BadInput, unknown
 from spaces.seeding import generator
 from trainables.contracts import Data, Split
-from trainables.images import (
-    BATCH,
-    Labelled,
-    cache_dir,
-    cached,
-    decoded,
-    digest,
-    one_line,
-    pick,
-    read_digits,
-    square,
-    stack,
-    stamp,
-)
+from trainables.digits import read_digits
+from trainables.images import BATCH, Labelled, cache_dir, cached, decoded, digest, one_line, pick, square, stack, stamp
 
 VALID_FRACTION = 0.1
 TEST_FRACTION = 0.2  # put aside where a source has no test split of its own

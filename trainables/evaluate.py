@@ -5,6 +5,7 @@ Shape suffixes: N images, K classes, D and E lengths of two embeddings.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -31,6 +32,11 @@ class Predictions:
 
     logits: Tensor
     embedding: Tensor
+
+    @cached_property
+    def rdm(self) -> Tensor:
+        """Dissimilarities of the embeddings of the first `RDM_IMAGES` images: a teacher is compared with again."""
+        return rdm(self.embedding[:RDM_IMAGES])
 
 
 def predict(member: Member, split: Split, device: torch.device | str, batch_size: int = 1000) -> Predictions:
@@ -60,11 +66,11 @@ def evaluate(student: Predictions, teacher: Predictions | None, labels: Tensor |
         return figures
     agreed = agreement(student.logits, teacher.logits)
     cka = linear_cka(student.embedding, teacher.embedding)
-    likeness = rdm_correlation(student.embedding, teacher.embedding)
+    likeness = similarity(student.rdm, teacher.rdm)
     # max(0, nan) would be 0: the order of the arguments matters.
-    similarity = (agreed + cka + max(likeness, 0.0)) / 3
+    alike = (agreed + cka + max(likeness, 0.0)) / 3
     kl = kl_to_teacher(student.logits, teacher.logits)
-    return figures | {"agreement": agreed, "kl": kl, "cka": cka, "rdm": likeness, "teacher_similarity": similarity}
+    return figures | {"agreement": agreed, "kl": kl, "cka": cka, "rdm": likeness, "teacher_similarity": alike}
 
 
 def accuracy(logits_NK: Tensor, labels_N: Tensor | np.ndarray) -> float:

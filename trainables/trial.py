@@ -1,28 +1,26 @@
 """The Tune Trainables: thin, importable by name, and reusable (an actor imports torch once and runs many trials).
 
-A trial's own checkpoint, written before each report, is what it resumes from; Tune's checkpoints are not used. So a
+A trial's own checkpoint, written before it reports, is what it resumes from; Tune's checkpoints are not used. So a
 killed worker, a killed driver and a moved run are one case: the trial is set up again and finds its file.
 """
 
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ray import tune
 
-from spaces import BadInput, Space, Task
+from spaces import BadInput, Task
 from spaces.redact import redacted
 from spaces.seeding import derive_seed
-from trainables import heartbeat, regimes, scores, teachers
+from trainables import heartbeat, regimes, scores
 from trainables.checkpoints import checkpoint_name, packed, unpacked
-from trainables.contracts import Data, Member, Probe, Split
+from trainables.context import StageContext
+from trainables.contracts import Member, Probe, Split
 from trainables.cost import flops, latency_ms
 from trainables.curriculum import Augment, Batch, Curriculum
 from trainables.curves import curves_file, curves_name
@@ -33,82 +31,13 @@ from trainables.figures import FIGURES
 from trainables.fit import Fit, NonFiniteLoss, OptimizerConfig, memory_format
 from trainables.images import cache_dir
 from trainables.rdm import drawn_images, guidance, layer_rdms
-from trainables.store import Store
+from trainables.speed import Passes
 from trainables.teacher_outputs import TeacherOutputs
 
 Json = dict[str, Any]
 GUIDANCE_IMAGES = 256  # validation images that `teacher_guidance` looks at, drawn by the run's seed: 32,640 pairs
 SCORED_EVERY = 2.0  # seconds; what a kill can cost of a trial that scores many candidates
-
-
-@dataclass(frozen=True)
-class TeacherContext:
-    """A frozen teacher as it is shipped to the workers."""
-
-    config: teachers.TeacherConfig
-    weights: Mapping[str, np.ndarray]
-    hash: str
-    outputs: Path | None  # where its outputs are kept, from the cache folder on; None computes them for each student
-
-
-@dataclass(frozen=True)
-class StageContext:
-    """What all trials of a stage share; shipped once through the object store, arrays without copies.
-
-    Args:
-        teachers: `teacher`, and `teacher1`, ... where the recipe gives several; empty where it gives none.
-        seed: of the run; initialisations and the curriculum follow from it.
-        epochs: the length of the schedule of a distillation.
-        objective: weights of the metrics that make up `objective`. `teacher_guidance` costs a pass of its own, and is
-            only computed where it stands here, be it with weight 0.
-        folder: where the stage's files lie: checkpoints, and curves of the test images.
-        remote: the address of that folder in an object store, where it lies in one.
-        test: evaluate on the test split after the last epoch.
-        scores: for scoring, the settings of each score.
-        score_batch: images in a score's batch.
-    """
-
-    data: Data
-    space: Space
-    teachers: Mapping[str, TeacherContext]
-    seed: int
-    folder: Path
-    gpu: bool
-    remote: str | None = None
-    epochs: int = 0
-    objective: Mapping[str, float] | None = None
-    test: bool = False
-    scores: Mapping[str, Mapping[str, Any]] | None = None
-    score_batch: int = 64
-
-    @property
-    def store(self) -> Store:
-        """The stage's files."""
-        return Store(self.remote or str(self.folder))
-
-    @property
-    def device(self) -> torch.device:
-        """Where a trial's networks are."""
-        return torch.device("cuda" if self.gpu and torch.cuda.is_available() else "cpu")
-
-    def student(self, arch: Mapping[str, Any], seed: int) -> Member:
-        """A student at its initialisation, which depends on the seed and the architecture alone."""
-        return regimes.Kit(self.data, self.space, arch, {}, self.epochs, self.seed, seed).network()
-
-    def kit(
-        self, arch: Mapping[str, Any], given: Mapping[str, Any], init: int, teacher: Callable[[str], Member]
-    ) -> regimes.Kit:
-        """What a program is declared from; `teacher` gives the frozen teacher of a name."""
-        known = {name: partial(teacher, name) for name in self.teachers}
-        return regimes.Kit(self.data, self.space, arch, given, self.epochs, self.seed, init, known)
-
-    def teacher_member(self, name: str = "teacher") -> Member:
-        """A frozen teacher, on the device."""
-        teacher = self.teachers[name]
-        member = teachers.build(teacher.config, self.data)
-        member.net.load_state_dict({name: torch.from_numpy(np.array(w)) for name, w in teacher.weights.items()})
-        member = member.to(self.device).to(memory_format=memory_format(member.net, self.device))
-        return member.eval().requires_grad_(False)
+SAVED_EVERY = 2.0  # seconds; what a kill can cost of a trial whose epochs take less
 
 
 class _Trial(tune.Trainable):
@@ -120,6 +49,7 @@ class _Trial(tune.Trainable):
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self.context = context
         self._teachers: dict[str, Member] = {}
+        self._taught: dict[str, Predictions] = {}  # the (first) teacher's of a split, for all trials of the worker
         heartbeat.start(context.folder / heartbeat.FOLDER)
         self._begin(config)
 
@@ -159,8 +89,8 @@ class DistillTrial(_Trial):
     """Distils one student; reports after each epoch.
 
     Its config: `number` and `seed` of the trial; `arch`; `control` (train without the teacher); `settings` (losses,
-    optimizer, batch_size, augment; no domains); `until` (the epoch after which it is done); `reported` (epochs that
-    the run has already logged); `parent` (the config of the trial from whose end it starts, or None).
+    optimizer, batch_size, augment, precision; no domains); `until` (the epoch after which it is done); `reported`
+    (epochs that the run has already logged); `parent` (the config of the trial from whose end it starts, or None).
     """
 
     def setup(self, config: Json, context: StageContext) -> None:  # type: ignore[override]
@@ -172,6 +102,7 @@ class DistillTrial(_Trial):
         self.spec = config
         self.fit: Fit | None = None
         self.history: list[Json] = []
+        self.saved = -math.inf  # when, by `time.monotonic`
         self.at = config["reported"]
 
     def cleanup(self) -> None:
@@ -188,7 +119,7 @@ class DistillTrial(_Trial):
         while len(self.history) <= self.at:
             self.history.append(self._epoch(len(self.history) + 1))
             started = time.perf_counter()
-            self._save()
+            self._save_if_due()
             spent["checkpoint_seconds"] += time.perf_counter() - started
         report = self.history[self.at]
         self.at += 1
@@ -209,13 +140,15 @@ class DistillTrial(_Trial):
         program = self._declared()
         optimizer = OptimizerConfig(**settings["optimizer"])
         seed = derive_seed(context.seed, "fit", self.spec["seed"])
-        fit = Fit(program, curriculum, self._outputs(program, curriculum), optimizer, seed)
+        passes = Passes(settings["precision"], context.compiled)
+        fit = Fit(program, curriculum, self._outputs(program, curriculum), optimizer, seed, passes)
         state = self._saved(self.spec)
         if state is None and self.spec["parent"] is not None:
             state = self._end_of(self.spec["parent"])
         if state is not None:
             fit.load_state_dict(state["fit"])
             self.history = state["history"]
+        self.saved = time.monotonic()
         return fit
 
     def _end_of(self, parent: Json) -> Json:
@@ -250,6 +183,7 @@ class DistillTrial(_Trial):
                 curriculum,
                 partial(program.views_of, name),
                 teacher.outputs and cache_dir() / teacher.outputs,
+                self.spec["settings"]["precision"],
             )
             for name, teacher in self.context.teachers.items()
         }
@@ -287,7 +221,9 @@ class DistillTrial(_Trial):
         """The student's figures on a split, with its likeness to the (first) teacher."""
         assert self.fit is not None
         outputs = self.fit.teachers.get("teacher")
-        return evaluate(student, outputs.on(name, split) if outputs else None, split.labels)
+        if outputs is not None and name not in self._taught:
+            self._taught[name] = outputs.on(name, split)
+        return evaluate(student, self._taught[name] if outputs is not None else None, split.labels)
 
     def _validated(self) -> dict[str, float]:
         valid = self.context.data.valid
@@ -330,8 +266,12 @@ class DistillTrial(_Trial):
             raise BadInput("teacher_guidance compares feature maps, and the student has none")
         return guidance(student, teacher)
 
-    def _save(self) -> None:
+    def _save_if_due(self) -> None:
+        """Write a checkpoint: after the last epoch, and of the others so many that a kill costs little."""
         assert self.fit is not None
+        if len(self.history) < self.spec["until"] and time.monotonic() - self.saved < SAVED_EVERY:
+            return
+        self.saved = time.monotonic()
         data = packed({"fit": self.fit.state_dict(), "history": self.history}, self.spec)
         self.context.store.write(checkpoint_name(self.spec["number"]), data)
 

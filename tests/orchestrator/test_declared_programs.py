@@ -11,7 +11,7 @@ from orchestrator.plan import _over_plain
 from orchestrator.prepared import Search
 from orchestrator.recipe import Recipe
 from spaces import BadInput
-from trainables.trial import StageContext
+from trainables.context import StageContext
 
 ARCH = {"depth1": 1, "depth2": 1, "depth3": 1, "width": 2}
 TEACHER = {"space": "resnet", "arch": {**ARCH, "width": 3}, "random": True}

@@ -28,9 +28,10 @@ from orchestrator.stage import stage_folder, survivors
 from spaces import BadInput
 from trainables import teachers
 from trainables.checkpoints import checkpoint_name
+from trainables.context import StageContext, TeacherContext
 from trainables.export import FORMATS
 from trainables.store import Store
-from trainables.trial import DistillTrial, StageContext, TeacherContext
+from trainables.trial import DistillTrial
 
 ARCH = {"depth1": 1, "depth2": 1, "depth3": 1, "width": 3}
 FOLDER = "stages/01-final"

@@ -20,7 +20,8 @@ from orchestrator.run_directory import Run
 from orchestrator.stage import survivors
 from spaces import BadInput
 from spaces.seeding import generator
-from trainables.trial import StageContext, checkpoint_name
+from trainables.checkpoints import checkpoint_name
+from trainables.context import StageContext
 
 EARLY: dict[str, Any] = {
     "random": {},
@@ -504,7 +505,7 @@ TAUGHT = {"teacher": {"space": "resnet", "arch": {"depth1": 1, "depth2": 1, "dep
 
 
 def test_scores_that_read_no_teacher_do_not_depend_on_it(monkeypatch):
-    from trainables.trial import TeacherContext
+    from trainables.context import TeacherContext
 
     def with_teacher(scores: list[str], name: str) -> dict[str, Any]:
         what = recipe({**SCORE, "scores": scores}, OF_SURVIVORS, **TAUGHT)

@@ -16,7 +16,7 @@ def tune_trials(*states: str) -> list[TuneTrial]:
 
 
 def chosen(trials: list[TuneTrial]) -> TuneTrial | None:
-    scheduler: Any = BookScheduler(None, lambda numbers: None)  # type: ignore[arg-type]
+    scheduler: Any = BookScheduler(SimpleNamespace(failure=None), lambda numbers: None)  # type: ignore[arg-type]
     found: TuneTrial | None = scheduler.choose_trial_to_run(SimpleNamespace(get_trials=lambda: trials))
     return found
 

@@ -9,8 +9,8 @@ import ray
 from ray.exceptions import RaySystemError
 
 from orchestrator import kept_outputs, teaching
+from trainables.context import TeacherContext
 from trainables.teachers import TeacherConfig
-from trainables.trial import TeacherContext
 
 
 @pytest.mark.parametrize("linked", [False, True])

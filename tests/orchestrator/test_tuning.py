@@ -20,7 +20,9 @@ from spaces.domains import contains, from_config, to_config
 from spaces.errors import BadInput
 from spaces.space import sample
 from trainables import teachers
-from trainables.trial import DistillTrial, StageContext, TeacherContext, checkpoint_name
+from trainables.checkpoints import checkpoint_name
+from trainables.context import StageContext, TeacherContext
+from trainables.trial import DistillTrial
 
 ARCH = {"depth1": 1, "depth2": 1, "depth3": 1, "width": 2}
 TEACHER = {"space": "resnet", "arch": {**ARCH, "width": 3}, "random": True}

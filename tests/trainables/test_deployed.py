@@ -10,12 +10,13 @@ import pytest
 
 import spaces
 from trainables import teachers
+from trainables.context import StageContext, TeacherContext
 from trainables.contracts import Data
 from trainables.cost import measure
 from trainables.curves import TOLERANCE, curves_name
 from trainables.data import DataConfig, load
 from trainables.figures import FIGURES
-from trainables.trial import DistillTrial, StageContext, TeacherContext
+from trainables.trial import DistillTrial
 
 EPOCHS = 2
 ARCH = {"depth1": 1, "depth2": 1, "depth3": 1, "width": 4}
@@ -38,7 +39,8 @@ def context(data: Data, tmp_path: Path) -> StageContext:
 def last_metrics(context: StageContext, **changed: Any) -> dict[str, float]:
     """The metrics of the last report, of which those before lack what is measured at the end."""
     settings = {"regime": {"name": "offline"}, "losses": {"cross_entropy": 0.1, "kd": 0.9},
-                "optimizer": {"learning_rate": 0.05}, "batch_size": 32, "augment": {}}  # fmt: skip
+                "optimizer": {"learning_rate": 0.05}, "batch_size": 32, "augment": {},
+                "precision": "float32"}  # fmt: skip
     config = {"number": 12, "seed": 0, "arch": ARCH, "control": False, "settings": settings, "until": EPOCHS,
               "reported": 0, "parent": None, **changed}  # fmt: skip
     trial = DistillTrial.__new__(DistillTrial)
@@ -64,7 +66,7 @@ def test_the_last_epoch_measures_the_deployed_student(context: StageContext) -> 
 def of_regime(context: StageContext, name: str, **settings: Any) -> dict[str, float]:
     return last_metrics(context, settings={
         "regime": {"name": name, **settings}, "losses": {"cross_entropy": 0.1, "kd": 0.9},
-        "optimizer": {"learning_rate": 0.05}, "batch_size": 32, "augment": {},
+        "optimizer": {"learning_rate": 0.05}, "batch_size": 32, "augment": {}, "precision": "float32",
     })  # fmt: skip
 
 

@@ -14,9 +14,11 @@ from scipy.stats import pearsonr
 
 import spaces
 from trainables import teachers, trial
+from trainables.checkpoints import checkpoint_name
+from trainables.context import StageContext, TeacherContext
 from trainables.contracts import Data, Member
 from trainables.data import DataConfig, load
-from trainables.trial import DistillTrial, Json, StageContext, TeacherContext, checkpoint_name
+from trainables.trial import DistillTrial, Json
 
 ARCH = {"depth1": 1, "depth2": 1, "depth3": 1, "width": 4}
 EPOCHS = 3
@@ -51,6 +53,7 @@ def config_of(number: int = 0, seed: int = 0, reported: int = 0, control: bool =
         "optimizer": {"learning_rate": 0.05},
         "batch_size": 32,
         "augment": {"crop": 1},
+        "precision": "float32",
     }
     base = {"number": number, "seed": seed, "arch": ARCH, "control": control, "settings": settings}
     return {**base, "until": EPOCHS, "reported": reported, "parent": None}

@@ -20,12 +20,15 @@ from torch import nn
 import spaces
 from spaces import Arch, BadInput, Space, Task
 from trainables import scores, teachers
+from trainables import trial as trials
+from trainables.checkpoints import checkpoint_name
+from trainables.context import StageContext, TeacherContext
 from trainables.contracts import Data
 from trainables.data import DataConfig, load
 from trainables.failures import WorkerSpoilt
 from trainables.regimes import REGIMES
 from trainables.scores import SCORES
-from trainables.trial import DistillTrial, Json, ScoreTrial, StageContext, TeacherContext, checkpoint_name
+from trainables.trial import DistillTrial, Json, ScoreTrial
 
 EPOCHS = 4
 ARCH = {"depth1": 1, "depth2": 1, "depth3": 1, "width": 4}
@@ -37,6 +40,12 @@ LOSSES: dict[str, dict[str, Any]] = {"kd": KD, "connector": {"cross_entropy": 0.
 @pytest.fixture(scope="module")
 def data() -> Data:
     return load(DataConfig(subset=64, valid=40, test_subset=40))
+
+
+@pytest.fixture(autouse=True)
+def epochs_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So long that each is saved; see `test_short_epochs_are_saved_now_and_then_and_the_last_always`."""
+    monkeypatch.setattr(trials, "SAVED_EVERY", 0.0)
 
 
 @pytest.fixture
@@ -60,6 +69,7 @@ def config_of(number: int = 0, losses: Mapping[str, Any] = KD, learning_rate: fl
         "optimizer": optimizer,
         "batch_size": 32,
         "augment": {"crop": 1},
+        "precision": "float32",
     }
     base = {"number": number, "seed": 0, "arch": ARCH, "control": False, "settings": settings}
     return {**base, "until": EPOCHS, "reported": 0, "parent": None, **changed}
@@ -110,6 +120,17 @@ def weights(context: StageContext, number: int = 0) -> Json:
 def assert_same_weights(one: Json, other: Json) -> None:
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_short_epochs_are_saved_now_and_then_and_the_last_always(context, monkeypatch) -> None:
+    monkeypatch.setattr(trials, "SAVED_EVERY", 60.0)
+    whole, file = distil(config_of(), elsewhere(context)), context.folder / checkpoint_name(0)
+    cut_off = distil(config_of(), context, 3)
+    assert not file.exists()
+    again = distil(config_of(reported=3), context)  # the three are trained again, and only the fourth is told
+    assert file.exists()
+    assert numbers([*cut_off, *again]) == numbers(whole)
+    assert_same_weights(weights(context), weights(elsewhere(context)))
 
 
 # What a distillation reports
