@@ -328,3 +328,20 @@ def test_a_bug_keeps_its_traceback(error):
 
     with pytest.raises(type(error), match="a bug"):
         cli._guarded(fail)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "is_replay"),
+    [
+        ("name: a\nreplay: {table: t.parquet}\n", {}, True),
+        ("name: a\n", {"replay.table": "t.parquet"}, True),
+        ("name: a  # replay: no\n", {"stages.short.epochs": 3}, False),
+    ],
+)
+def test_a_replay_is_known_before_anything_is_imported(tmp_path, text, overrides, is_replay):
+    """So that no Ray is started for it."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    assert cli._is_replay(str(file), overrides) == is_replay
+    assert cli._is_replay(str(tmp_path), overrides) == is_replay
+    assert not cli._is_replay("quickstart", {})
