@@ -1,13 +1,15 @@
 """Costs against values counted by hand, torch's own counter, and serialised files."""
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -155,3 +157,53 @@ def test_mistakes_are_named() -> None:
         cost.measure(RESNET, SMALL, TASK, want=("flop",))
     with pytest.raises(BadInput, match="at least 1 repeat, not 0"):
         cost.latency_ms(nn.Linear(1, 1), TASK, repeats=0)
+
+
+class Unusual(nn.Module):
+    """Operations whose shapes are not those of the usual ones, or that are called in other ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.same = nn.Conv2d(3, 4, 3, padding="same")
+        self.strided = nn.Conv2d(4, 8, (3, 5), (2, 1), (1, 2), (1, 2), groups=2)
+        self.circular = nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")
+        self.scale = nn.Parameter(torch.ones(8, 1, 1))
+        self.head = nn.Linear(8, 10)
+        self.wide = nn.Linear(6, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.strided(self.same(x))
+        x = self.circular(x) + self.scale  # broadcast
+        x = torch.add(x, x, alpha=2) + 1.0
+        x = self.wide(x.permute(0, 1, 3, 2)[..., :6]).mean((-2, -1), keepdim=True)
+        return self.head(x.flatten(1)) + self.head(x.squeeze().expand(len(x), 8)).mean(1, True)
+
+
+def test_shapes_alone_count_what_running_the_network_counts() -> None:
+    task = Task(3, 16, 10)
+    real = Unusual()
+    with torch.device("meta"):
+        shapes = Unusual()
+    assert cost.flops(shapes, task) == cost.flops(real, task)
+
+
+def test_what_is_wrong_is_said_without_numbers_too() -> None:
+    with torch.device("meta"):
+        wrong = [nn.Conv2d(4, 4, 3), nn.Conv2d(3, 4, 20), nn.Sequential(nn.Flatten(), nn.Linear(7, 2))]
+    for net in wrong:
+        with pytest.raises(RuntimeError):
+            cost.flops(net, Task(3, 16, 10))
+
+
+NO_COMPILER = """
+import sys, spaces
+from trainables import cost
+space, task = spaces.get("resnet"), spaces.Task(3, 32, 10)
+cost.measure(space, {"depth1": 1, "depth2": 2, "depth3": 1, "width": 8}, task)
+print("sympy" in sys.modules, "torch._dynamo" in sys.modules)
+"""
+
+
+def test_counting_a_residual_network_does_not_wait_for_the_compiler() -> None:
+    command = [sys.executable, "-c", NO_COMPILER]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "False False\n"
