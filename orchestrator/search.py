@@ -137,7 +137,7 @@ class BookScheduler(_NotTunesToKeep, FIFOScheduler):
     def halt(self) -> None:
         """Have the experiment ended by its own thread, from any other: nothing more is written.
 
-        Each trial has a checkpoint of its last epoch, so there is nothing to wait for.
+        Each trial has a checkpoint of its last epoch, or of two seconds ago, so there is nothing to wait for.
         """
         for name in ("ray", "ray.tune"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # it would complain of what is done to it

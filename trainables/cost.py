@@ -151,7 +151,7 @@ class ShapesAlone(TorchFunctionMode):
     ) -> Any:
         if args and isinstance(args[0], Tensor) and args[0].is_meta and not kwargs:
             found = None
-            if func in self.SUMS:
+            if func in self.SUMS and len(args) == 2:
                 found = _sum_of(*args)
             elif func is torch.conv2d:
                 found = _convolved(*args)
@@ -174,9 +174,9 @@ def _multiplied(inputs: Tensor, weight: Tensor, bias: object = None) -> Tensor |
     return inputs.new_empty(*inputs.shape[:-1], len(weight)) if fits else None
 
 
-def _convolved(image: Tensor, weight: Tensor, bias: object, *how: Any) -> Tensor | None:
-    """The output of torch.conv2d, if its arguments are the usual ones."""
-    if len(how) != 4 or image.dim() != 4 or isinstance(how[1], str):
+def _convolved(image: Tensor, weight: Tensor, bias: object = None, *how: Any) -> Tensor | None:
+    """The output of torch.conv2d, if its arguments are those that nn.Conv2d gives it."""
+    if len(how) != 4 or image.dim() != 4 or not all(isinstance(pair, tuple) for pair in how[:3]):
         return None
     stride, padding, dilation, groups = how
     if image.shape[1] != weight.shape[1] * groups:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -167,6 +168,7 @@ class Unusual(nn.Module):
         self.same = nn.Conv2d(3, 4, 3, padding="same")
         self.strided = nn.Conv2d(4, 8, (3, 5), (2, 1), (1, 2), (1, 2), groups=2)
         self.circular = nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")
+        self.kernel = nn.Parameter(torch.ones(8, 8, 1, 1))
         self.scale = nn.Parameter(torch.ones(8, 1, 1))
         self.head = nn.Linear(8, 10)
         self.wide = nn.Linear(6, 7)
@@ -175,6 +177,7 @@ class Unusual(nn.Module):
         x = self.strided(self.same(x))
         x = self.circular(x) + self.scale  # broadcast
         x = torch.add(x, x, alpha=2) + 1.0
+        x = functional.conv2d(x, self.kernel) + functional.conv2d(x, self.kernel, None, 1, 0, 1, 1)
         x = self.wide(x.permute(0, 1, 3, 2)[..., :6]).mean((-2, -1), keepdim=True)
         return self.head(x.flatten(1)) + self.head(x.squeeze().expand(len(x), 8)).mean(1, True)
 
