@@ -36,7 +36,7 @@ class Predictions:
     @cached_property
     def rdm(self) -> Tensor:
         """Dissimilarities of the embeddings of the first `RDM_IMAGES` images: a teacher is compared with again."""
-        return rdm(self.embedding[:RDM_IMAGES])
+        return _first_rdm(self.embedding)
 
 
 def predict(member: Member, split: Split, device: torch.device | str, batch_size: int = 1000) -> Predictions:
@@ -121,7 +121,11 @@ def rdm_correlation(x_ND: Tensor, y_NE: Tensor) -> float:
     Pairs with an image whose embedding is constant are left out. NaN where the dissimilarities of one embedding do not
     vary, or fewer than two pairs are left.
     """
-    return similarity(rdm(x_ND[:RDM_IMAGES]), rdm(y_NE[:RDM_IMAGES]))
+    return similarity(_first_rdm(x_ND), _first_rdm(y_NE))
+
+
+def _first_rdm(x_ND: Tensor) -> Tensor:
+    return rdm(x_ND[:RDM_IMAGES])
 
 
 def _same_rows(x_ND: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from trainables.contracts import Member, Outputs
 
 Precision = Literal["float32", "bf16"]
 Compile = Literal["none", "default", "cuda-graphs"]
-PRECISIONS: tuple[str, ...] = get_args(Precision)
 _MODES = {"default": "default", "cuda-graphs": "reduce-overhead"}  # as torch calls them
 
 
@@ -37,12 +36,15 @@ class Passes:
 
     def __call__(self, member: Member, images: Tensor, taps: tuple[str, ...] = (), embedding: bool = False) -> Outputs:
         """As `Member.outputs`."""
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            if self.compiled != "none" and type(member) is Member and not taps and not embedding:
-                outputs = Outputs(self._compiled(member)(images))
-            else:
-                outputs = member.outputs(images, taps, embedding)
-        return outputs if self.precision == "float32" else _in_float32(outputs)
+        if self.precision == "float32":
+            return self._outputs(member, images, taps, embedding)
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return _in_float32(self._outputs(member, images, taps, embedding))
+
+    def _outputs(self, member: Member, images: Tensor, taps: tuple[str, ...], embedding: bool) -> Outputs:
+        if self.compiled != "none" and type(member) is Member and not taps and not embedding:
+            return Outputs(self._compiled(member)(images))
+        return member.outputs(images, taps, embedding)
 
     def _compiled(self, member: Member) -> Callable[[Tensor], Tensor]:
         if id(member) not in self._fast:

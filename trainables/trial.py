@@ -49,7 +49,6 @@ class _Trial(tune.Trainable):
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self.context = context
         self._teachers: dict[str, Member] = {}
-        self._taught: dict[str, Predictions] = {}  # the (first) teacher's of a split, for all trials of the worker
         heartbeat.start(context.folder / heartbeat.FOLDER)
         self._begin(config)
 
@@ -96,6 +95,7 @@ class DistillTrial(_Trial):
     def setup(self, config: Json, context: StageContext) -> None:  # type: ignore[override]
         import torch._dynamo  # noqa: F401 (2 s that the first optimiser would take, and count as the student's steps)
 
+        self._taught: dict[str, Predictions] = {}  # the (first) teacher's of a split, for all trials of the worker
         super().setup(config, context)
 
     def _begin(self, config: Json) -> None:
