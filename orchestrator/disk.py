@@ -10,6 +10,7 @@ from spaces.errors import BadInput
 from trainables.files import LEFT_BEHIND
 
 OUTPUTS = "teacher-outputs"
+TUNE = "tune"  # what Tune keeps for itself, which nobody reads
 _FILES = re.compile(r".+\.(yaml|json|jsonl|parquet|safetensors|pt|lock|py|html)")
 
 
@@ -46,9 +47,9 @@ def _files(folder: str) -> Iterator[os.DirEntry[str]]:
 
 def _kind(parts: tuple[str, ...]) -> str:
     if parts[0] == "stages" and len(parts) > 3:
-        return "Tune's own" if parts[2] == "tune" else parts[2]  # checkpoints, curves
+        return parts[2]  # checkpoints, curves
     if len(parts) > 1:
-        return {"best": "best student", OUTPUTS: "teacher outputs"}.get(parts[0], "other")
+        return {"best": "best student", OUTPUTS: "teacher outputs", TUNE: "Tune's own"}.get(parts[0], "other")
     if parts[0].startswith("teacher"):
         return "teacher"
     return {".jsonl": "ledger", ".parquet": "tables"}.get(Path(parts[0]).suffix, "other")
@@ -57,8 +58,8 @@ def _kind(parts: tuple[str, ...]) -> str:
 def check_files(run: Path) -> None:
     """Raises `BadInput` if a folder has the name of a file: what should be written there could not be."""
     for parent, folders, _ in os.walk(run):
-        if "tune" in folders:
-            folders.remove("tune")
+        if Path(parent) == run and TUNE in folders:
+            folders.remove(TUNE)
         for name in folders:
             if _FILES.fullmatch(name):
                 raise BadInput(f"{Path(parent, name)} is a folder, and should be a file; remove it and try again")
@@ -77,8 +78,7 @@ def sweep(run: Path) -> None:
     for other in whole.parent.iterdir():  # `Run.create` makes a run in such a folder
         if re.fullmatch(rf"\.{re.escape(whole.name)}\.[a-z0-9_]{{8}}", other.name):
             shutil.rmtree(other, ignore_errors=True)
-    for folder in run.glob("stages/*/tune"):
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(run / TUNE, ignore_errors=True)
 
 
 def leftovers(run: Path) -> list[Path]:
@@ -86,7 +86,7 @@ def leftovers(run: Path) -> list[Path]:
 
     Removed only once the end is in the ledger.
     """
-    return [folder for folder in (run / OUTPUTS, *run.glob("stages/*/tune")) if folder.exists()]
+    return [folder for folder in (run / OUTPUTS, run / TUNE) if folder.exists()]
 
 
 def clear(run: Path) -> None:

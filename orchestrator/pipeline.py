@@ -1,6 +1,5 @@
 """A search from its recipe to its ranked students: the teacher, the stages in order, and who goes on."""
 
-import shutil
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -10,6 +9,7 @@ from orchestrator import disk, nodes, outcome, reuse, teaching
 from orchestrator.addresses import to_resume
 from orchestrator.book import Book, Proposal
 from orchestrator.errors import Interrupted, RunFailed
+from orchestrator.experiment import Experiment
 from orchestrator.ledger import Event, Ledger
 from orchestrator.prepared import Search
 from orchestrator.proposers import rivals_of
@@ -34,11 +34,7 @@ def execute(run: Run, search: Search, on_change: Any) -> None:
     watched(lambda: nodes.check_nodes(run))
     try:
         taught_by = {name: teaching.obtained(run, search, name) for name in search.teachers}
-        survivors: list[Proposal] | None = None
-        for index, stage in enumerate(run.recipe.stages):
-            survivors = _stage(run, search, index, stage, taught_by, survivors, on_change)
-            run.write_tables()
-            run.sync()
+        _stages(run, search, taught_by, on_change)
     except StageFailed as error:
         run.write_tables()
         how = " --retry-failed" if isinstance(error, TrialsFailed) else ""
@@ -53,16 +49,29 @@ def execute(run: Run, search: Search, on_change: Any) -> None:
     disk.clear(run.path)
 
 
+def _stages(run: Run, search: Search, taught_by: Mapping[str, TeacherContext], on_change: Any) -> None:
+    """Each of the stages with the survivors of the one before; all of them in the same workers."""
+    stages = run.recipe.stages
+    contexts = {stage.name: _context(run, search, index, stage, taught_by) for index, stage in enumerate(stages)}
+    survivors: list[Proposal] | None = None
+    with Experiment(run.path, contexts, run.recipe.resources, run.recipe.workers) as experiment:
+        for index in range(len(stages)):
+            survivors = _stage(run, search, index, taught_by, experiment, survivors, on_change)
+            run.write_tables()
+            run.sync()
+
+
 def _stage(
     run: Run,
     search: Search,
     index: int,
-    stage: StageSpec,
     taught_by: Mapping[str, TeacherContext],
+    experiment: Experiment,
     survivors: list[Proposal] | None,
     on_change: Any,
 ) -> list[Proposal]:
     """Run, go on with, or read back one stage; the proposals that go on."""
+    stage = run.recipe.stages[index]
     events = [event for event in run.events() if event.get("stage") == stage.name]
     if not events:
         events = [_announce(run.ledger, index, stage, search, taught_by)]
@@ -76,13 +85,15 @@ def _stage(
     prune = _pruner(run, index, stage, book)
     if not book.ended:
         last = index == len(run.recipe.stages) - 1
-        context = _context(run, search, index, stage, taught_by)
+        context = experiment.contexts[stage.name]
+        context.folder.mkdir(parents=True, exist_ok=True)
+        if stage.trial == "distill" and taught_by and (why := teaching.too_large_to_keep(stage, run, search)):
+            run.note(stage.name, why)
         proposer = search.proposer(stage, _joined_by_rivals(run, search, stage, survivors))
         reuse.begin(run, book, proposer, context)
         resources, workers = run.recipe.resources, run.recipe.workers
-        StageRun(stage, book, proposer, context, resources, workers, last, on_change, prune).run()
+        StageRun(stage, book, proposer, context, experiment, resources, workers, last, on_change, prune).run()
     prune()  # what nobody starts from once the stage has ended, and what a kill left of it
-    shutil.rmtree(run.path / stage_folder(index, stage) / "tune", ignore_errors=True)
     assert book.kept is not None
     return [book.proposals[p] for p in book.kept]
 
@@ -144,8 +155,6 @@ def sees_test_images(recipe: Recipe, stage: StageSpec) -> bool:
 def _context(
     run: Run, search: Search, index: int, stage: StageSpec, taught_by: Mapping[str, TeacherContext]
 ) -> StageContext:
-    folder = run.path.resolve() / stage_folder(index, stage)
-    folder.mkdir(parents=True, exist_ok=True)
     objective = search.book(stage, None).weights
     if "teacher_guidance" in stage.pareto:
         objective = {"teacher_guidance": 0.0, **objective}  # it is measured where the objective names it
@@ -154,7 +163,7 @@ def _context(
         space=search.space,
         teachers=teaching.of_stage(stage, taught_by, run, search),
         seed=run.recipe.seed,
-        folder=folder,
+        folder=run.path.resolve() / stage_folder(index, stage),
         remote=run.store.within(stage_folder(index, stage)).root if run.store.remote else None,
         gpu=run.recipe.resources.gpu > 0,
         epochs=stage.epochs or 0,

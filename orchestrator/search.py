@@ -29,14 +29,14 @@ def full_disk(folder: Path) -> OSError | None:
     return None
 
 
-class _NotTunesToKeep:
+class NotTunesToKeep:
     """Tune pickles searcher and scheduler into a state of its own, which dux never reads: the ledger is the truth."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
-class BookSearcher(_NotTunesToKeep, Searcher):
+class BookSearcher(NotTunesToKeep, Searcher):
     """Hands out the book's unfinished trials, then new proposals, `chunk` trials to a Tune trial.
 
     Tune retries nothing by itself: a trial whose worker was lost is handed out again, as a new trial of Tune's, until
@@ -63,14 +63,17 @@ class BookSearcher(_NotTunesToKeep, Searcher):
         self._all_proposed = False
 
     def suggest(self, trial_id: str) -> Config | str | None:  # type: ignore[override]
-        """A Tune trial's config; None to wait for what is running; FINISHED when nothing is left."""
+        """A Tune trial's config; None to wait for what is running; FINISHED when nothing is left, or can go on.
+
+        Tune would wait ten minutes for a trial where nothing runs.
+        """
         if self.book.failure is not None:
-            return None
+            return Searcher.FINISHED
         try:
             trials = self._some()
         except Exception as error:
             self.book.failure = error
-            return None
+            return Searcher.FINISHED
         if trials:
             self._numbers[trial_id] = [trial.number for trial in trials]
             return self.make_config(trials)
@@ -121,7 +124,7 @@ class BookSearcher(_NotTunesToKeep, Searcher):
         """Nothing to restore; see `save`."""
 
 
-class BookScheduler(_NotTunesToKeep, FIFOScheduler):
+class BookScheduler(NotTunesToKeep, FIFOScheduler):
     """Writes every report into the book before anything is decided, and stops what the book's rule stops.
 
     It also ends an experiment in the middle, and not a callback of Tune's: Tune counts those that it is given, for

@@ -1,4 +1,4 @@
-"""One stage as one Tune experiment: the only place that builds a `tune.Tuner`."""
+"""One stage: its turn in the run's experiment, and what comes of it."""
 
 import logging
 import os
@@ -7,22 +7,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ray import tune
-from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.execution import class_cache
 
 from orchestrator.book import Book, Proposer, Trial
 from orchestrator.errors import Interrupted
+from orchestrator.experiment import Experiment
 from orchestrator.failures import commonest
-from orchestrator.nodes import AsManyAsFit, trials_held
+from orchestrator.nodes import trials_held
 from orchestrator.pruning import Pruner
 from orchestrator.recipe import resolved
 from orchestrator.search import BookScheduler, BookSearcher, Config, full_disk
 from orchestrator.specs import Resources, StageSpec
 from orchestrator.watch import ClusterLost, watched
-from trainables import heartbeat
 from trainables.context import StageContext
-from trainables.trial import DistillTrial, ScoreTrial
 
 SCORES_PER_TRIAL = 8  # so that a Tune trial outlasts what Tune itself takes for it
 SCORES_AT_MOST = 64  # where no proposal waits for results, and there are enough for every worker
@@ -38,12 +35,13 @@ class TrialsFailed(StageFailed):
 
 @dataclass(frozen=True)
 class StageRun:
-    """A stage that is about to run: its specification, its book, and what its trials share."""
+    """A stage that is about to run: its specification, its book, what its trials share, and where they run."""
 
     spec: StageSpec
     book: Book
     proposer: Proposer
     context: StageContext
+    experiment: Experiment
     resources: Resources
     workers: int | None
     last: bool
@@ -65,8 +63,8 @@ class StageRun:
         check_failures(self.book)  # a resumed stage, of which too many had failed
         scheduler = BookScheduler(self.book, self._changed)
         try:
-            alive = self.context.folder / heartbeat.FOLDER
-            watched(lambda: self._tuner(slots, scheduler).fit(), alive, scheduler.halt)
+            searcher = self._searcher(slots, scheduler)
+            watched(lambda: self.experiment.run(searcher, scheduler), give_up=self.experiment.halt)
         except KeyboardInterrupt:
             raise Interrupted from None
         except ClusterLost:
@@ -92,37 +90,9 @@ class StageRun:
             raise StageFailed(f"no node holds a trial: the recipe's resources ask for {wanted}")
         return min(fits, self.workers) if self.workers else fits
 
-    def _at_once(self) -> int:
-        """How many trials Tune may start now.
-
-        One more than fit: with fewer, a reused actor can keep the others from ever starting. On a cluster that grows
-        by demand, the one that waits brings the next node.
-        """
-        most = max(1, trials_held(self.resources)) + 1
-        return min(most, self.workers) if self.workers else most
-
-    def _tuner(self, slots: int, scheduler: BookScheduler) -> Tuner:
-        trainable = ScoreTrial if self.spec.trial == "score" else DistillTrial
+    def _searcher(self, slots: int, scheduler: BookScheduler) -> BookSearcher:
         chunk = self._scores_per_trial(slots) if self.spec.trial == "score" else 1
-        shipped = tune.with_parameters(trainable, context=self.context)
-        resources = {"cpu": self.resources.cpu, "gpu": self.resources.gpu}
-        searcher = BookSearcher(self.book, self.proposer, self.config, self.context.folder, chunk, scheduler.why)
-        return Tuner(
-            tune.with_resources(shipped, resources),
-            tune_config=TuneConfig(
-                search_alg=AsManyAsFit(searcher, self._at_once),
-                scheduler=scheduler,
-                num_samples=-1,
-                reuse_actors=True,
-            ),
-            run_config=RunConfig(
-                name="tune",
-                storage_path=str(self.context.folder.resolve()),
-                checkpoint_config=CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
-                failure_config=FailureConfig(max_failures=0),  # the searcher hands out again what was lost
-                verbose=0,
-            ),
-        )
+        return BookSearcher(self.book, self.proposer, self.config, self.context.folder, chunk, scheduler.why)
 
     def _scores_per_trial(self, slots: int) -> int:
         if self.proposer.learns:
@@ -132,10 +102,12 @@ class StageRun:
 
     def config(self, trials: list[Trial]) -> Config:
         """What the workers are told of the trials."""
+        stage = self.spec.name
         if self.spec.trial == "score":
-            return {"trials": [{**self._named(trial), "arch": dict(self._proposal(trial).arch)} for trial in trials]}
+            scored = [{**self._named(trial), "arch": dict(self._proposal(trial).arch)} for trial in trials]
+            return {"stage": stage, "trials": scored}
         [trial] = trials
-        return self._distilling(trial)
+        return {"stage": stage, **self._distilling(trial)}
 
     def _distilling(self, trial: Trial) -> Config:
         proposal = self._proposal(trial)

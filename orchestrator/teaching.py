@@ -102,7 +102,12 @@ def of_stage(
 ) -> Mapping[str, TeacherContext]:
     """The teachers as a stage needs them: as they are, as initialised, or with a place for their outputs."""
     if stage.trial == "distill":
-        return _with_outputs(stage, taught_by, run, search) if taught_by else {}
+        if not taught_by or too_large_to_keep(stage, run, search):
+            return taught_by
+        folder = run.path.resolve() / OUTPUTS
+        if run.store.remote:  # then each node has a cache folder of its own, links in it or not
+            folder = (run.path / OUTPUTS).relative_to(cache_dir())
+        return {name: replace(teacher, outputs=folder) for name, teacher in taught_by.items()}
     if stage.teacher == "given":
         return taught_by
     return {name: _untrained(teacher, search) for name, teacher in taught_by.items()}
@@ -114,18 +119,13 @@ def _untrained(teacher: TeacherContext, search: Search) -> TeacherContext:
     return TeacherContext(config, _arrays(member.net.state_dict()), teachers.weights_hash(member), None)
 
 
-def _with_outputs(
-    stage: StageSpec, taught_by: Mapping[str, TeacherContext], run: Run, search: Search
-) -> Mapping[str, TeacherContext]:
-    """Keep the teachers' outputs if they fit into `teacher_cache_gb`; else each student pays for them."""
-    nets = {name: search.teacher_net(name) for name in taught_by}
+def too_large_to_keep(stage: StageSpec, run: Run, search: Search) -> str | None:
+    """Why the teachers' outputs over a distillation are computed for each student; None if they are kept."""
+    nets = {name: search.teacher_net(name) for name in search.teachers}
     gigabytes, views = kept_outputs.room(stage, search.declared(stage), nets, search.data)
     if gigabytes <= run.recipe.teacher_cache_gb:
-        folder = run.path.resolve() / OUTPUTS
-        if run.store.remote:  # then each node has a cache folder of its own, links in it or not
-            folder = (run.path / OUTPUTS).relative_to(cache_dir())
-        return {name: replace(teacher, outputs=folder) for name, teacher in taught_by.items()}
-    run.note(stage.name, (
+        return None
+    return (
         f"the teacher's outputs ({', '.join(views)}) would take {gigabytes:.1f} GB, more than teacher_cache_gb "
-        f"{run.recipe.teacher_cache_gb:g}: they are computed for each student"))  # fmt: skip
-    return taught_by
+        f"{run.recipe.teacher_cache_gb:g}: they are computed for each student"
+    )

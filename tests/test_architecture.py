@@ -81,8 +81,8 @@ def test_tunes_trainables_are_in_one_file():
     assert users(names) == {"trainables/trial.py"}
 
 
-def test_only_the_stage_builds_a_tuner():
-    assert users({"tune.Tuner", "ray.tune.Tuner", "ray.tune.tuner.Tuner"}) == {"orchestrator/stage.py"}
+def test_only_the_experiment_builds_a_tuner():
+    assert users({"tune.Tuner", "ray.tune.Tuner", "ray.tune.tuner.Tuner"}) == {"orchestrator/experiment.py"}
     assert not any({"tune.run", "ray.tune.run"} & (set(imports(path)) | attributes(path)) for path in FILES)
 
 

@@ -1,4 +1,4 @@
-"""The Tune Trainables: thin, importable by name, and reusable (an actor imports torch once and runs many trials).
+"""The Tune Trainable, thin and reusable (an actor imports torch once and runs many trials), and what it runs.
 
 A trial's own checkpoint, written before it reports, is what it resumes from; Tune's checkpoints are not used. So a
 killed worker, a killed driver and a moved run are one case: the trial is set up again and finds its file.
@@ -7,8 +7,11 @@ killed worker, a killed driver and a moved run are one case: the trial is set up
 import math
 import os
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,21 +43,61 @@ SCORED_EVERY = 2.0  # seconds; what a kill can cost of a trial that scores many 
 SAVED_EVERY = 2.0  # seconds; what a kill can cost of a trial whose epochs take less
 
 
-class _Trial(tune.Trainable):
-    """What both kinds of trial do: survive their own errors, and be reused."""
+class StudentTrial(tune.Trainable):
+    """A worker of a run, through all of its stages.
 
-    context: StageContext
+    Its config: `stage`, the name of one, and what that stage's kind of trial is told.
+    """
 
-    def setup(self, config: Json, context: StageContext) -> None:  # type: ignore[override]
+    def setup(self, config: Json, contexts: Mapping[str, StageContext], alive: Path) -> None:  # type: ignore[override]
+        """Begin the first trial.
+
+        Args:
+            contexts: by the stage's name.
+            alive: where workers show that they live.
+        """
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-        self.context = context
-        self._teachers: dict[str, Member] = {}
-        heartbeat.start(context.folder / heartbeat.FOLDER)
-        self._begin(config)
+        heartbeat.start(alive)
+        self._contexts = contexts
+        self._begin_stage(config["stage"])
+        self._work.begin(config)
 
     def reset_config(self, new_config: Json) -> bool:
-        self._begin(new_config)
+        """Begin another trial, of the same stage or another; nothing of one stage is kept for the next."""
+        if new_config["stage"] != self._stage:
+            self._begin_stage(new_config["stage"])
+        self._work.begin(new_config)
         return True
+
+    def _begin_stage(self, name: str) -> None:
+        context = self._contexts[name]
+        self._work: Work = ScoreTrial(context) if context.scores is not None else DistillTrial(context)
+        self._stage = name
+
+    def step(self) -> Json:
+        """Of the stage's kind of trial; see `Work.step`."""
+        return self._work.step()
+
+    def cleanup(self) -> None:
+        self._work.cleanup()
+
+
+class Work(ABC):
+    """What both kinds of trial do: survive their own errors, and be reused by many trials of a stage."""
+
+    def __init__(self, context: StageContext) -> None:
+        self.context = context
+        self._teachers: dict[str, Member] = {}
+
+    @abstractmethod
+    def begin(self, config: Json) -> None:
+        """Begin a trial, wherever the last one is."""
+
+    @abstractmethod
+    def _step(self) -> list[Json]: ...
+
+    @abstractmethod
+    def _is_done(self, reports: list[Json]) -> bool: ...
 
     def step(self) -> Json:
         """Reports of one or several of the run's trials: a list, since Tune takes nested mappings apart.
@@ -68,14 +111,8 @@ class _Trial(tune.Trainable):
         worker = f"{os.uname().nodename}:{os.getpid()}"
         return {"reports": [{"worker": worker, **report} for report in reports], "done": self._is_done(reports)}
 
-    def _begin(self, config: Json) -> None:
-        raise NotImplementedError
-
-    def _step(self) -> list[Json]:
-        raise NotImplementedError
-
-    def _is_done(self, reports: list[Json]) -> bool:
-        return all(report["done"] for report in reports)
+    def cleanup(self) -> None:  # noqa: B027 (there may be nothing to do)
+        """Let go of the trial."""
 
     def _teacher(self, name: str = "teacher") -> Member:
         """A frozen teacher; each is made once for all trials of the worker."""
@@ -84,7 +121,7 @@ class _Trial(tune.Trainable):
         return self._teachers[name]
 
 
-class DistillTrial(_Trial):
+class DistillTrial(Work):
     """Distils one student; reports after each epoch.
 
     Its config: `number` and `seed` of the trial; `arch`; `control` (train without the teacher); `settings` (losses,
@@ -92,13 +129,11 @@ class DistillTrial(_Trial):
     (epochs that the run has already logged); `parent` (the config of the trial from whose end it starts, or None).
     """
 
-    def setup(self, config: Json, context: StageContext) -> None:  # type: ignore[override]
-        import torch._dynamo  # noqa: F401 (2 s that the first optimiser would take, and count as the student's steps)
-
+    def __init__(self, context: StageContext) -> None:
+        super().__init__(context)
         self._taught: dict[str, Predictions] = {}  # the (first) teacher's of a split, for all trials of the worker
-        super().setup(config, context)
 
-    def _begin(self, config: Json) -> None:
+    def begin(self, config: Json) -> None:
         self.spec = config
         self.fit: Fit | None = None
         self.history: list[Json] = []
@@ -110,6 +145,9 @@ class DistillTrial(_Trial):
 
     def _step(self) -> list[Json]:
         return [{"number": self.spec["number"], **timed(self._next_report)}]
+
+    def _is_done(self, reports: list[Json]) -> bool:
+        return all(report["done"] for report in reports)
 
     def _next_report(self) -> Json:
         started = time.perf_counter()
@@ -128,6 +166,8 @@ class DistillTrial(_Trial):
         return {**report, "metrics": metrics, "done": report["epoch"] >= self.spec["until"]}
 
     def _set_up(self) -> Fit:
+        import torch._dynamo  # noqa: F401 (2 s that the first optimiser would take, and count as the student's steps)
+
         context, settings = self.context, self.spec["settings"]
         curriculum = Curriculum(
             context.data.train,
@@ -156,9 +196,9 @@ class DistillTrial(_Trial):
         state = self._saved(parent)
         if state is None or len(state["history"]) < parent["until"]:
             waiting = self.spec
-            self._begin({**parent, "reported": parent["until"] - 1})
+            self.begin({**parent, "reported": parent["until"] - 1})
             self._next_report()
-            self._begin(waiting)
+            self.begin(waiting)
             state = self._saved(parent)
         assert state is not None
         return state
@@ -291,13 +331,13 @@ def _deployed(member: Member, task: Task) -> dict[str, int]:
     return {"params": numbers, "flops": flops(member.net, task), "bytes": member.deployed_bytes()}
 
 
-class ScoreTrial(_Trial):
+class ScoreTrial(Work):
     """Scores many candidates without training them; reports those that it is through with every two seconds or so.
 
     Its config: `trials`, a list of `{number, seed, arch}`.
     """
 
-    def _begin(self, config: Json) -> None:
+    def begin(self, config: Json) -> None:
         self.left = list(config["trials"])
 
     def _step(self) -> list[Json]:

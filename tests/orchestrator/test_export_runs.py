@@ -97,8 +97,8 @@ def train(book: Book, trial: Trial, context: StageContext) -> None:
     settings = resolved(book.stage.settings(), proposal.params)
     fixed = {"number": trial.number, "seed": trial.seed, "control": trial.control, "parent": None}
     config = {**fixed, "arch": dict(proposal.arch), "settings": settings, "until": proposal.until, "reported": 0}
-    worker = DistillTrial.__new__(DistillTrial)  # without Tune's own constructor, which needs Ray
-    worker.setup(config, context=context)
+    worker = DistillTrial(context)
+    worker.begin(config)
     for _ in range(proposal.until):
         [report] = worker.step()["reports"]
         book.report(trial.number, report["epoch"], report["metrics"], report["seconds"], worker="w:1")

@@ -163,7 +163,7 @@ def test_leftovers_are_swept_and_nothing_else(tmp_path):
     swept = [
         "stages/01-short/checkpoints/.00001.pt.k3_abcde",
         ".epochs.parquet.77.tmp",
-        "stages/01-short/tune/x/y.json",
+        "tune/trials/x/y.json",
     ]
     for name in (*kept, *swept):
         write(run / name, 9)

@@ -77,6 +77,11 @@ def test_a_search_goes_from_scores_to_a_ranked_table(finished: analysis.Results)
     assert set(table["hash"]) <= set(trials[trials.stage == "short"].hash) <= set(trials[trials.stage == "score"].hash)
 
 
+def test_a_worker_stays_from_the_first_stage_to_the_last(finished: analysis.Results) -> None:
+    assert finished.epochs.groupby("stage")["worker"].nunique().to_dict() == {"score": 1, "short": 1, "final": 1}
+    assert finished.epochs["worker"].nunique() == 1
+
+
 def test_no_candidate_is_scored_or_distilled_twice(finished: analysis.Results) -> None:
     searched = finished.trials[finished.trials.stage != "final"]
     assert not searched.duplicated(["stage", "hash"]).any()

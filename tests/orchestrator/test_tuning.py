@@ -92,10 +92,10 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> StageContext:
 
 
 def trained(context: StageContext, number: int, settings_: dict[str, Any], epochs: int, **more: Any) -> DistillTrial:
-    """A trial after its last epoch, as in a worker; Tune's own constructor needs Ray."""
-    trial = DistillTrial.__new__(DistillTrial)
+    """A trial after its last epoch, as in a worker."""
+    trial = DistillTrial(context)
     spec = {"number": number, "seed": 0, "arch": ARCH, "control": False, "settings": settings_, "until": epochs}
-    trial.setup({**spec, "reported": 0, "parent": None, **more}, context=context)
+    trial.begin({**spec, "reported": 0, "parent": None, **more})
     while not (step := trial.step())["done"]:
         pass
     assert "failed" not in step["reports"][0], step

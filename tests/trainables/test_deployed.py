@@ -43,8 +43,8 @@ def last_metrics(context: StageContext, **changed: Any) -> dict[str, float]:
                 "precision": "float32"}  # fmt: skip
     config = {"number": 12, "seed": 0, "arch": ARCH, "control": False, "settings": settings, "until": EPOCHS,
               "reported": 0, "parent": None, **changed}  # fmt: skip
-    trial = DistillTrial.__new__(DistillTrial)
-    trial.setup(config, context=context)
+    trial = DistillTrial(context)
+    trial.begin(config)
     [[first], [last]] = [trial.step()["reports"] for _ in range(EPOCHS)]
     assert not {"latency_ms", "compression", "test_accuracy"} & first["metrics"].keys()
     assert {f"valid_{name}" for name in FIGURES} <= first["metrics"].keys()

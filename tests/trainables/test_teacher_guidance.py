@@ -60,8 +60,8 @@ def config_of(number: int = 0, seed: int = 0, reported: int = 0, control: bool =
 
 
 def started(context: StageContext, config: Json) -> DistillTrial:
-    found = DistillTrial.__new__(DistillTrial)
-    found.setup(config, context=context)
+    found = DistillTrial(context)
+    found.begin(config)
     return found
 
 
@@ -133,7 +133,7 @@ def test_the_teacher_looks_at_the_images_once_for_all_trials_of_a_worker(context
     looks: list[int] = []
     one._teacher().register_forward_hook(lambda module, args, output: looks.append(len(args[0])))
     first = reports(one)
-    one.reset_config(config_of(number=1, seed=1, control=True))
+    one.begin(config_of(number=1, seed=1, control=True))
     second = reports(one)
     assert looks.count(25) == 1
     assert guided(first) != guided(second)

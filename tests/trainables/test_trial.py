@@ -76,9 +76,9 @@ def config_of(number: int = 0, losses: Mapping[str, Any] = KD, learning_rate: fl
 
 
 def started(kind: type[Any], config: Json, context: StageContext) -> Any:
-    """A trial as in a worker, without Tune's own constructor, which needs Ray."""
-    trial = kind.__new__(kind)
-    trial.setup(config, context=context)
+    """A trial as in a worker."""
+    trial = kind(context)
+    trial.begin(config)
     return trial
 
 
@@ -246,7 +246,7 @@ def test_a_reused_worker_holds_nothing_of_the_trial_before(context) -> None:
     del weights_, curriculum
     gc.disable()
     try:
-        assert trial.reset_config(config_of(number=1))
+        trial.begin(config_of(number=1))
         assert [ref() for ref in kept] == [None] * len(kept)
     finally:
         gc.enable()
@@ -436,7 +436,7 @@ def test_a_student_that_cannot_be_built_is_a_failure_with_its_reason(context, er
     assert report["failed"].startswith(reason)
     assert "metrics" not in report
     assert report["number"] == 0
-    trial.reset_config(config_of(number=1))
+    trial.begin(config_of(number=1))
     assert numbers(steps(trial)) == numbers(distil(config_of(), context))
 
 
@@ -462,12 +462,12 @@ def test_a_reused_worker_gives_the_numbers_of_a_fresh_one(context) -> None:
     reused = [numbers(steps(trial))]
     for config in configs[1:]:
         trial.cleanup()
-        assert trial.reset_config(config)
+        trial.begin(config)
         reused.append(numbers(steps(trial)))
     assert reused == fresh
     trial = started(DistillTrial, config_of(10), context)
     steps(trial, 1)  # left in the middle
-    trial.reset_config(config_of(11, arch={**ARCH, "width": 3}))
+    trial.begin(config_of(11, arch={**ARCH, "width": 3}))
     assert numbers(steps(trial)) == fresh[3]
 
 
@@ -541,5 +541,5 @@ def test_another_seed_is_another_initialisation_on_the_same_images(scoring) -> N
 def test_a_reused_worker_scores_as_a_fresh_one(scoring) -> None:
     trial = started(ScoreTrial, {"trials": CANDIDATES[:1]}, scoring)
     trial.step()
-    trial.reset_config({"trials": CANDIDATES[1:2]})
+    trial.begin({"trials": CANDIDATES[1:2]})
     assert numbers(trial.step()["reports"]) == numbers(scored(scoring, CANDIDATES[1:2]))
