@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import pandas as pd
@@ -112,8 +113,12 @@ def test_gpus_are_shared_and_never_overbooked(cluster: ThreeNodes, tmp_path: Pat
 @pytest.mark.skipif(os.geteuid() != 0, reason="hiding a folder from one node takes root")
 def test_a_node_that_does_not_see_the_run_is_named(cluster: ThreeNodes, tmp_path: Path) -> None:
     hidden = f"mount -t tmpfs tmpfs {tmp_path} && exec ray start --address {cluster.address} --num-cpus 1 --block"
-    node = subprocess.Popen(["unshare", "-m", "sh", "-c", hidden], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    hiding = ["unshare", "-m", "sh", "-c", hidden]
+    node = subprocess.Popen(hiding, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
+        assert node.stdout is not None
+        said = list(takewhile(lambda line: "Ray runtime started" not in line, node.stdout))
+        assert node.poll() is None, said
         process = cluster.run(Recipe.parse(TINY), tmp_path, "apart")
         assert process.wait(200) == 1
         [line] = [line for line in (tmp_path / "apart.log").read_text().splitlines() if line.startswith("dux: ")]
@@ -123,7 +128,7 @@ def test_a_node_that_does_not_see_the_run_is_named(cluster: ThreeNodes, tmp_path
         assert not list((tmp_path / "apart").glob(".nodes*"))
     finally:
         node.terminate()
-        node.wait(60)
+        node.communicate(timeout=60)
 
 
 def test_a_node_taken_away_in_mid_trial_costs_the_current_epoch(
