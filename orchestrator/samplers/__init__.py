@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.samplers import BaseSampler, GPSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler
 
 from orchestrator.samplers.distributions import decode, distributions, encode
 from orchestrator.samplers.evolution import AgingEvolution
 from orchestrator.samplers.grid import Exhausted, Grid
 from orchestrator.samplers.nsga2 import NSGA2
 from orchestrator.samplers.random_search import RandomSearch
+from orchestrator.samplers.tpe import TPE
 from spaces.domains import ParamSpace
 from spaces.errors import BadInput, unknown
 from spaces.settings import Flag, Number, Setting, resolve
@@ -50,7 +51,7 @@ def random(param_space: ParamSpace, seed: int, number: int | None) -> BaseSample
 
 def tpe(param_space: ParamSpace, seed: int, number: int | None, **settings: Any) -> BaseSampler:
     """Tree-structured Parzen estimators (Bergstra et al. 2011; Watanabe 2023, arXiv:2304.11127)."""
-    return TPESampler(seed=seed, **settings)
+    return TPE(param_space, seed=seed, **settings)
 
 
 def nsga2(param_space: ParamSpace, seed: int, number: int | None, **settings: Any) -> BaseSampler:

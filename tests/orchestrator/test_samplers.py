@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
-from optuna.samplers import NSGAIISampler, RandomSampler
+from optuna.samplers import NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import TrialState, create_trial
 from ray import tune
 
@@ -270,6 +270,31 @@ def test_nsga2_suggests_what_optunas_does_without_the_notes_that_it_leaves_in_th
             agreed += 1
         study.tell(theirs, objective(decode(ANY, theirs.params), TWO))
     assert agreed == 18
+
+
+@pytest.mark.parametrize("multivariate", [None, True, False])
+@pytest.mark.parametrize("directions", [ONE, TWO], ids=["one", "two"])
+def test_tpe_suggests_what_optunas_does_which_finds_the_shared_space_by_itself(multivariate, directions):
+    """Also where nothing has ended, trials run, were pruned or have failed, and a name has one value alone."""
+    space = {**ANY, "only": tune.choice([7])}
+    settings = {"n_startup_trials": 3, "multivariate": multivariate, "constant_liar": True}
+    ours, theirs = (optuna.create_study(directions=directions) for _ in range(2))
+    for number in range(24):
+        seed = derive_seed(1, number)
+        ours.sampler = make("tpe", space, seed, settings, number)
+        theirs.sampler = TPESampler(seed=seed, **settings)
+        both = [study.ask(distributions(space)) for study in (ours, theirs)]
+        assert both[0].params == both[1].params
+        if number % 5 == 1:
+            continue  # goes on running
+        state = {2: TrialState.FAIL, 3: TrialState.PRUNED if directions == ONE else TrialState.FAIL}.get(number % 5)
+        for study, trial in zip((ours, theirs), both, strict=True):
+            if state is None:
+                study.tell(trial, objective(decode(space, trial.params), directions))
+            else:
+                if state == TrialState.PRUNED:
+                    trial.report(0.1 * number, 1)
+                study.tell(trial, state=state)
 
 
 def test_grid_visits_each_point_once_in_a_shuffled_order_that_its_seed_alone_decides():
