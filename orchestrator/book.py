@@ -85,6 +85,7 @@ class Book:
         self._open: dict[int, Trial] = {}  # trials whose end is not in the ledger
         self.kept: list[int] | None = None
         self.ended = False
+        self.touched: list[int] = []  # proposals, in the order in which something has happened to them
         self.hopeless = False  # whether too many trials have failed to go on
         self._ends: Counter[Status] = Counter()
         self.failure: Exception | None = None  # what Tune's callbacks have raised, which Tune hides
@@ -214,11 +215,11 @@ class Book:
             self.members.append([])
         trial = Trial(event["number"], event["proposal"], event["seed"], event["control"])
         self.trials[trial.number] = self._open[trial.number] = trial
-        self._forget_value(trial)  # it may have been begun anew: a further seed that a kill had cut off
+        self._touch(trial)  # it may have been begun anew: a further seed that a kill had cut off
         self.members[trial.proposal].append(trial)
 
     def _apply_report(self, event: Event) -> None:
-        trial = self._forget_value(self.trials[event["number"]])
+        trial = self._touch(self.trials[event["number"]])
         trial.status = "running"
         trial.reports.append(event)
         objective = event["metrics"].get("objective")
@@ -226,7 +227,7 @@ class Book:
             trial.status = "stopped"
 
     def _apply_end(self, event: Event) -> None:
-        trial = self._forget_value(self.trials[event["number"]])
+        trial = self._touch(self.trials[event["number"]])
         trial.status, trial.reason, trial.ended = event["status"], event["reason"], True
         self._open.pop(trial.number, None)
         self._ends[trial.status] += 1
@@ -236,7 +237,7 @@ class Book:
         self.trials[event["number"]].lost.append(event)
 
     def _apply_retry(self, event: Event) -> None:
-        trial = self._forget_value(self.trials[event["number"]])
+        trial = self._touch(self.trials[event["number"]])
         trial.status = "running" if trial.reports else "waiting"
         trial.reason, trial.ended, trial.lost = None, False, []
         self._open[trial.number] = trial
@@ -327,8 +328,9 @@ class Book:
             return None
         return float(np.mean([trial.metrics["objective"] for trial in trials]))
 
-    def _forget_value(self, trial: Trial) -> Trial:
+    def _touch(self, trial: Trial) -> Trial:
         """What a trial's proposal is worth has changed; ranks may have, of all proposals."""
+        self.touched.append(trial.proposal)
         self._values.pop(trial.proposal, None)
         self._are_ranked = False
         return trial

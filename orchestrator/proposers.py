@@ -72,7 +72,7 @@ class SearchProposer:
         self._distributions = distributions(self.param_space)
         self._history = Known([optuna.study.StudyDirection.MAXIMIZE] * max(1, len(stage.pareto)))
         self._study = study_of(self._history)
-        self._unsettled: set[int] = set()  # proposals whose trial in there may change
+        self._seen = 0  # of `Book.touched`
         optuna.logging.set_verbosity(optuna.logging.ERROR)
 
     @property
@@ -244,11 +244,9 @@ class SearchProposer:
         self._history.forget()
         if not self.learns:
             return self._study
-        new = range(len(self._history.trials), len(book.proposals))
-        for p in sorted({*self._unsettled, *new}):
-            trial = self._frozen(book, p)
-            self._history.know(p, trial)
-            (self._unsettled.add if trial.state == State.RUNNING else self._unsettled.discard)(p)
+        for p in sorted({*book.touched[self._seen :]}):
+            self._history.know(p, self._frozen(book, p))
+        self._seen = len(book.touched)
         if book.combine == "rank" and not self.stage.pareto:  # each result may change the ranks of all
             for p, trial in enumerate(self._history.trials):
                 if trial.state == State.COMPLETE:

@@ -58,7 +58,8 @@ class BookSearcher(NotTunesToKeep, Searcher):
         super().__init__(metric="objective", mode="max")
         self.book, self.proposer, self.make_config, self.chunk = book, proposer, make_config, chunk
         self.folder, self.why = folder, why
-        self._handed_out: set[int] = set()
+        self._seen = 0  # trials of the book that were put in line or handed out
+        self._in_line: list[int] = []  # trials that nobody works on, oldest first
         self._numbers: dict[str, list[int]] = {}  # by Tune's name of the trial
         self._all_proposed = False
 
@@ -83,7 +84,6 @@ class BookSearcher(NotTunesToKeep, Searcher):
         """Trials for one worker; one that has lost a worker goes alone, so that it takes no other with it."""
         trials: list[Trial] = []
         while (trial := self._next(trials)) is not None:
-            self._handed_out.add(trial.number)
             trials.append(trial)
             if trial.lost or len(trials) == self.chunk or (trial.number + 1) % self.chunk == 0:
                 break
@@ -91,9 +91,8 @@ class BookSearcher(NotTunesToKeep, Searcher):
 
     def _next(self, chosen: list[Trial]) -> Trial | None:
         while not self.book.hopeless:
-            for trial in self.book.unfinished():
-                if trial.number not in self._handed_out and not (chosen and trial.lost):
-                    return trial
+            if (trial := self._first_in_line(chosen)) is not None:
+                return trial
             # Chunks end at multiples of `chunk`: the rest of one that was cut off proposes no more than the whole did.
             if chosen and len(self.book.trials) // self.chunk > chosen[0].number // self.chunk:
                 return None
@@ -102,6 +101,17 @@ class BookSearcher(NotTunesToKeep, Searcher):
                 self._all_proposed = not self.proposer.waits
                 return None
             self.book.propose(proposal)  # has failed by now, if it cannot be built
+        return None
+
+    def _first_in_line(self, chosen: list[Trial]) -> Trial | None:
+        """Taken out of the line. Looks at no trial that is at work: there may be thousands."""
+        self._in_line += range(self._seen, len(self.book.trials))
+        self._seen = len(self.book.trials)
+        self._in_line = [number for number in self._in_line if not self.book.trials[number].done]
+        for trial in (self.book.trials[number] for number in self._in_line):
+            if not (chosen and trial.lost):
+                self._in_line.remove(trial.number)
+                return trial
         return None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -115,7 +125,7 @@ class BookSearcher(NotTunesToKeep, Searcher):
         left = [number for number in self._numbers[trial_id] if not self.book.trials[number].done]
         for number in left:
             self.book.lose(number, self.why[trial_id], alone=len(left) == 1)
-        self._handed_out.difference_update(left)
+        self._in_line = sorted([*self._in_line, *left])
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger is the truth, and a resumed stage is a new experiment made from it."""

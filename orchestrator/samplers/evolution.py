@@ -46,7 +46,7 @@ class AgingEvolution(Proposer):
 
     def propose(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
         """A child of the living, or a random point while they are too few."""
-        living = self.finished(study)[-self.population :]
+        living = self.youngest(study, self.population)
         if len(living) < self.population:
             return sample(self.param_space, self.rng)
         sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0

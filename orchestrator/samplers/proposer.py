@@ -1,6 +1,7 @@
 """What our own samplers share: a whole point of the param_space, proposed from the study's history alone."""
 
 from abc import ABC, abstractmethod
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,12 @@ class Proposer(BaseSampler, ABC):
     def propose(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
         """The point to try next, given every trial that the study holds."""
 
-    def finished(self, study: Study) -> list[FrozenTrial]:
-        """The trials that ended with a value and have one for every name, by number."""
-        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return [trial for trial in ended if self.param_space.keys() <= trial.params.keys()]
+    def youngest(self, study: Study, count: int) -> list[FrozenTrial]:
+        """The last trials, at most so many, that ended with a value and have one for every name, by number."""
+        newest_first = reversed(study.get_trials(deepcopy=False))
+        ended = (trial for trial in newest_first if trial.state == TrialState.COMPLETE)
+        whole = (trial for trial in ended if self.param_space.keys() <= trial.params.keys())
+        return list(islice(whole, count))[::-1]
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """All of the param_space: points are proposed as a whole."""
