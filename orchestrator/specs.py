@@ -169,7 +169,7 @@ Method = Annotated[Named, BeforeValidator(_named)]
 
 
 class StageSpec(Model):
-    """One stage: one Tune experiment.
+    """One stage of a run.
 
     Omitted `regime`, `losses`, `optimizer`, `batch_size`, `augment` and `precision` are those of the distillation stage
     before; a stage with a regime of its own that gives no losses has that regime's.
