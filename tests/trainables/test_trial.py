@@ -28,7 +28,7 @@ from trainables.data import DataConfig, load
 from trainables.failures import WorkerSpoilt
 from trainables.regimes import REGIMES
 from trainables.scores import SCORES
-from trainables.trial import DistillTrial, Json, ScoreTrial
+from trainables.trial import DistillTrial, Json, ScoreTrial, StudentTrial
 
 EPOCHS = 4
 ARCH = {"depth1": 1, "depth2": 1, "depth3": 1, "width": 4}
@@ -530,6 +530,24 @@ def test_a_score_without_a_value_is_nan_with_its_reason(scoring) -> None:
     assert math.isfinite(report["metrics"]["snip"])
     assert all(math.isnan(report["metrics"][term]) and report["reasons"][term] for term in terms)
     assert set(report["reasons"]) == set(terms)
+
+
+def test_a_worker_goes_from_stage_to_stage_and_back_as_fresh_ones_would(context, scoring, tmp_path) -> None:
+    """Tune's trainable, without Tune's own constructor, which needs Ray."""
+    worker = StudentTrial.__new__(StudentTrial)
+    short, score = {"stage": "short", **config_of(20)}, {"stage": "score", "trials": CANDIDATES}
+    worker.setup(short, {"short": context, "score": scoring}, alive=tmp_path / "nobody-looks")
+    steps(worker, 1)  # left in the middle
+    assert worker.reset_config(score)
+    reports, done = [], False
+    while not done:
+        result = worker.step()
+        reports, done = [*reports, *result["reports"]], result["done"]
+    assert numbers(reports) == numbers(scored(scoring, CANDIDATES))
+    worker.cleanup()
+    assert worker.reset_config({"stage": "short", **config_of(21)})
+    assert numbers(steps(worker)) == numbers(distil(config_of(), elsewhere(context)))
+    worker.cleanup()
 
 
 def test_another_seed_is_another_initialisation_on_the_same_images(scoring) -> None:
