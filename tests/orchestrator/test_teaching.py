@@ -26,9 +26,10 @@ def test_outputs_of_a_run_in_a_store_lie_in_each_nodes_cache(
     run: Any = SimpleNamespace(
         path=runs / "store" / "a", store=SimpleNamespace(remote=True), recipe=SimpleNamespace(teacher_cache_gb=1.0)
     )
-    search: Any = SimpleNamespace(teacher_net=lambda _: None, declared=lambda _: None, data=None)
+    search: Any = SimpleNamespace(teacher_net=lambda _: None, declared=lambda _: None, data=None, teachers=["teacher"])
     teacher = TeacherContext(TeacherConfig(timm="resnet10t", random=True), {}, "a", None)
-    found = teaching._with_outputs(SimpleNamespace(), {"teacher": teacher}, run, search)  # type: ignore[arg-type]
+    stage: Any = SimpleNamespace(trial="distill")
+    found = teaching.of_stage(stage, {"teacher": teacher}, run, search)
     assert found["teacher"].outputs == Path("runs/store/a/teacher-outputs")
 
 
