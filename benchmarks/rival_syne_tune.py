@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import repeats
 from syne_tune.backend.trial_status import Trial
 from syne_tune.config_space import choice
 from syne_tune.optimizer.baselines import ASHA, BOHB, REA, RandomSearch
@@ -93,13 +94,7 @@ def spent(table: Accuracies, method: str, seed: int) -> tuple[int, dict[float, i
 def expected(runs: list[tuple[int, dict[float, int]]], tolerance: float) -> tuple[float, float, float]:
     """Epochs until one is found, with their 95 % interval."""
     costs = np.array([found.get(tolerance, total) for total, found in runs])
-    hits = np.array([tolerance in found for _, found in runs])
-    drawn = np.random.default_rng(0).integers(len(runs), size=(1000, len(runs)))
-    with np.errstate(divide="ignore"):
-        again = costs[drawn].sum(1) / hits[drawn].sum(1)
-    mean = costs.sum() / hits.sum() if hits.any() else np.inf
-    low, high = np.quantile(again, [0.025, 0.975], method="nearest")
-    return float(mean), float(low), float(high)
+    return repeats.expected(costs, np.array([tolerance in found for _, found in runs]))
 
 
 def main() -> None:

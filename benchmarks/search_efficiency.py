@@ -43,6 +43,8 @@ from ray import tune
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before this folder, which has an analysis.py of its own
 
+import repeats
+
 import orchestrator
 import spaces
 from orchestrator.recipe import Recipe
@@ -227,13 +229,7 @@ def spent(bench: Bench, stages: Stages, seed: int) -> Run:
 def expected(runs: list[Run], tolerance: float, unit: int) -> tuple[float, float, float]:
     """Cost until one is found, where runs are repeated with other seeds until then; with its 95 % interval."""
     costs = np.array([found.get(tolerance, total)[unit] for total, found in runs])
-    hits = np.array([tolerance in found for _, found in runs])
-    drawn = np.random.default_rng(0).integers(len(runs), size=(1000, len(runs)))
-    with np.errstate(divide="ignore"):
-        again = costs[drawn].sum(1) / hits[drawn].sum(1)
-    mean = costs.sum() / hits.sum() if hits.any() else np.inf
-    low, high = np.quantile(again, [0.025, 0.975], method="nearest")
-    return float(mean), float(low), float(high)
+    return repeats.expected(costs, np.array([tolerance in found for _, found in runs]))
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial as TuneTrial
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from orchestrator import cluster
@@ -59,7 +59,7 @@ class Experiment:
         self, folder: Path, contexts: Mapping[str, StageContext], resources: Resources, workers: int | None
     ) -> None:
         self._folder = folder.resolve() / TUNE
-        self.contexts, self._resources, self._workers = contexts, resources, workers
+        self.contexts, self.resources, self.workers = contexts, resources, workers
         self._searcher, self._scheduler = TurnSearcher(), TurnScheduler()
         self._ended: Future[None] = Future()
         self._thread: threading.Thread | None = None
@@ -117,7 +117,7 @@ class Experiment:
 
     def _tuner(self, alive: Path) -> Tuner:
         shipped = tune.with_parameters(StudentTrial, contexts=self.contexts, alive=alive)
-        resources = {"cpu": self._resources.cpu, "gpu": self._resources.gpu}
+        resources = {"cpu": self.resources.cpu, "gpu": self.resources.gpu}
         return Tuner(
             tune.with_resources(shipped, resources),
             tune_config=TuneConfig(
@@ -141,8 +141,8 @@ class Experiment:
         One more than fit: with fewer, a reused actor can keep the others from ever starting. On a cluster that grows
         by demand, the one that waits brings the next node.
         """
-        most = max(1, trials_held(self._resources)) + 1
-        return min(most, self._workers) if self._workers else most
+        most = max(1, trials_held(self.resources)) + 1
+        return min(most, self.workers) if self.workers else most
 
 
 class TurnSearcher(NotTunesToKeep, Searcher):
@@ -204,7 +204,8 @@ class TurnScheduler(NotTunesToKeep, FIFOScheduler):
         self.now.on_trial_error(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]) -> str:
-        return self.now.on_trial_result(tune_controller, trial, result) if self.now is not None else TrialScheduler.STOP
+        assert self.now is not None
+        return self.now.on_trial_result(tune_controller, trial, result)
 
     def on_trial_complete(self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]) -> None:
         assert self.now is not None

@@ -87,12 +87,12 @@ def _stage(
         last = index == len(run.recipe.stages) - 1
         context = experiment.contexts[stage.name]
         context.folder.mkdir(parents=True, exist_ok=True)
-        if stage.trial == "distill" and taught_by and (why := teaching.too_large_to_keep(stage, run, search)):
+        unkept = stage.trial == "distill" and any(teacher.outputs is None for teacher in context.teachers.values())
+        if unkept and (why := teaching.too_large_to_keep(stage, run, search)):
             run.note(stage.name, why)
         proposer = search.proposer(stage, _joined_by_rivals(run, search, stage, survivors))
         reuse.begin(run, book, proposer, context)
-        resources, workers = run.recipe.resources, run.recipe.workers
-        StageRun(stage, book, proposer, context, experiment, resources, workers, last, on_change, prune).run()
+        StageRun(stage, book, proposer, context, experiment, last, on_change, prune).run()
     prune()  # what nobody starts from once the stage has ended, and what a kill left of it
     assert book.kept is not None
     return [book.proposals[p] for p in book.kept]

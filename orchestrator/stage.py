@@ -17,7 +17,7 @@ from orchestrator.nodes import trials_held
 from orchestrator.pruning import Pruner
 from orchestrator.recipe import resolved
 from orchestrator.search import BookScheduler, BookSearcher, Config, full_disk
-from orchestrator.specs import Resources, StageSpec
+from orchestrator.specs import StageSpec
 from orchestrator.watch import ClusterLost, watched
 from trainables.context import StageContext
 
@@ -42,8 +42,6 @@ class StageRun:
     proposer: Proposer
     context: StageContext
     experiment: Experiment
-    resources: Resources
-    workers: int | None
     last: bool
     on_change: Callable[[], None]
     prune: Pruner
@@ -84,11 +82,12 @@ class StageRun:
 
     def slots(self) -> int:
         """How many trials can run at once."""
-        fits = trials_held(self.resources)
+        resources, workers = self.experiment.resources, self.experiment.workers
+        fits = trials_held(resources)
         if fits < 1:
-            wanted = ", ".join(f"{kind} {amount:g}" for kind, amount in self.resources if amount)
+            wanted = ", ".join(f"{kind} {amount:g}" for kind, amount in resources if amount)
             raise StageFailed(f"no node holds a trial: the recipe's resources ask for {wanted}")
-        return min(fits, self.workers) if self.workers else fits
+        return min(fits, workers) if workers else fits
 
     def _searcher(self, slots: int, scheduler: BookScheduler) -> BookSearcher:
         chunk = self._scores_per_trial(slots) if self.spec.trial == "score" else 1
