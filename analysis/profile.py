@@ -4,7 +4,8 @@ A slot is a share of the cluster that runs one trial at a time. What reports do 
 slot's first work began, or waiting.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -80,6 +81,7 @@ def _rows_of(results: Results, run: str) -> Iterator[tuple[str, str, str, float,
     names = [name for name in (*_KNOWN, *_OWN.values(), *_METRICS.values()) if name in results.epochs]
     epochs = results.epochs.loc[results.epochs["run"] == run, names].dropna(subset=["time"])
     sessions = results.sessions[run]
+    taught = _taught([one for one in results.teachers if one.get("run") == run])
     found: dict[str, Parts] = {}
     spans: list[Span] = []
     most = 1
@@ -90,11 +92,10 @@ def _rows_of(results: Results, run: str) -> Iterator[tuple[str, str, str, float,
         parts = dict.fromkeys(PARTS, 0.0)
         for span, work in zip(here, _by_session(own, here), strict=True):
             told = 0 if pd.isna(stage["slots"]) else int(stage["slots"])
-            spent, slots = _spent(work, span, told, stage["trial"] == "score")
+            spent, slots = _spent(work, taught, span, told, stage["trial"] == "score")
             most = max(most, slots)
             parts = {part: parts[part] + spent[part] for part in PARTS}
         found[str(stage["stage"])] = parts
-    taught = sum(one.get("seconds") or 0.0 for one in results.teachers if one.get("run") == run)
     found[OUTSIDE] = _outside(sessions, spans, most, taught)
     found[ALL] = {part: sum(parts[part] for parts in found.values()) for part in PARTS}
     for name, parts in found.items():
@@ -116,13 +117,30 @@ def _by_session(epochs: pd.DataFrame, spans: Sequence[Span]) -> list[pd.DataFram
     return [epochs[np.maximum(place, 0) == number] for number in range(len(spans))]
 
 
-def _spent(epochs: pd.DataFrame, span: Span, slots: int, scoring: bool) -> tuple[Parts, int]:
+def _taught(teachers: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """When teachers were trained, and by whom: a row for each, like those of reports."""
+    told = [one for one in teachers if one.get("seconds") and "time" in one]
+    rows = [(one["time"], float(one["seconds"]), one.get("worker")) for one in told]
+    return pd.DataFrame(rows, columns=["time", "seconds", "worker"])
+
+
+def _within(taught: pd.DataFrame, span: Span) -> pd.DataFrame:
+    """As much of the teachers' training as lies in a span."""
+    end = taught["time"].clip(upper=span[1])
+    begin = (taught["time"] - taught["seconds"]).clip(lower=span[0])
+    inside = taught.assign(time=end, seconds=(end - begin).astype("float64"))
+    return inside[inside["seconds"] > 0]
+
+
+def _spent(epochs: pd.DataFrame, taught: pd.DataFrame, span: Span, slots: int, scoring: bool) -> tuple[Parts, int]:
     """The parts of one session of a stage, and its slots: as many as it says, or as its workers took."""
     wall = span[1] - span[0]
     parts = dict.fromkeys(PARTS, 0.0)
-    rows = _slots_of(_lives(epochs, span))
+    beside = _within(taught, span)
+    rows = _slots_of(_lives(pd.concat([epochs[["time", "seconds", "worker"]], beside]), span))
     slots = max(slots, len(rows), 1)
-    work = _work(epochs, scoring)
+    trained = pd.DataFrame({"teacher": beside["seconds"], "worker": beside["worker"].fillna("")})
+    work = pd.concat([_work(epochs, scoring), trained]).fillna(0.0)
     for workers in rows:
         late = min(max(min(workers.values()) - span[0], 0.0), wall)
         own = work[work["worker"].isin(list(workers))].drop(columns="worker").sum()
@@ -186,20 +204,28 @@ def _column(epochs: pd.DataFrame, name: str) -> pd.Series:
     return told.astype("float64").fillna(0.0).clip(lower=0.0)
 
 
-def _outside(sessions: Sequence[Span], stages: Sequence[Span], slots: int, taught: float) -> Parts:
-    """The parts of what is not in a stage: start-up before a session's first one, the teacher's training, waiting."""
-    early = late = 0.0
+def _outside(sessions: Sequence[Span], stages: Sequence[Span], slots: int, taught: pd.DataFrame) -> Parts:
+    """The parts of what is not in a stage: start-up before a session's first one, the teachers' training, waiting."""
+    parts = dict.fromkeys(PARTS, 0.0)
     for start, end in sessions:
         own = sorted((max(a, start), min(b, end)) for a, b in stages if a < end and b > start)
-        first = own[0][0] if own else end
-        early += first - start
-        at = first
-        for begin, until in own:
-            late += max(0.0, begin - at)
+        at = start
+        for number, (begin, until) in enumerate([*own, (end, end)]):
+            if begin > at:
+                trained = _within(taught, (at, begin))
+                teacher = min(float(trained["seconds"].sum()), slots * (begin - at))
+                others = _covered(trained) * slots if number == 0 else slots * (begin - at)
+                parts["teacher"] += teacher
+                parts["waiting"] += max(0.0, others - teacher)
+                parts["start-up"] += slots * (begin - at) - max(others, teacher)
             at = max(at, until)
-        late += max(0.0, end - at)
-    trained = min(taught, early + late)  # by one worker, while the other slots have nothing to do
-    before = min(trained, early)
-    waiting = (slots - 1) * trained + slots * (late - (trained - before))
-    nothing = dict.fromkeys(PARTS, 0.0)
-    return {**nothing, "teacher": trained, "start-up": slots * (early - before), "waiting": waiting}
+    return parts
+
+
+def _covered(trained: pd.DataFrame) -> float:
+    """Seconds in which any teacher was trained."""
+    covered, at = 0.0, -np.inf
+    for begin, end in sorted(zip(trained["time"] - trained["seconds"], trained["time"], strict=True)):
+        covered += max(0.0, end - max(begin, at))
+        at = max(at, end)
+    return covered

@@ -72,7 +72,7 @@ class Bench:
             n: teacher_training.obtain(c, self.search.data, augment, False) for n, c in self.search.teachers.items()
         }
         contexts = {
-            name: TeacherContext(self.search.teachers[name], trained.weights, trained.hash, folder)
+            name: TeacherContext(self.search.teachers[name], partial(dict, trained.weights), trained.hash, folder)
             for name, trained in found.items()
         }
         self.context = StageContext(self.search.data, self.search.space, contexts, self.recipe.seed, folder, gpu=False)

@@ -7,3 +7,7 @@ class RunFailed(Exception):
 
 class Interrupted(Exception):
     """The stage was interrupted before its end; the run can be resumed."""
+
+
+class CannotGoOn(Exception):
+    """Nothing of the run can go on as it is; the message says why."""

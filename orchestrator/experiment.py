@@ -1,12 +1,15 @@
-"""A run's one Tune experiment, whose workers stay from stage to stage: the only place that builds a `tune.Tuner`.
+"""A run's one Tune experiment, whose workers stay from its teachers to its end: the only place that builds a
+`tune.Tuner`.
 
-Tune knows of no stages. Its searcher and its scheduler hand on to those of the stage that runs; between two stages the
-searcher keeps Tune waiting, while its workers wait with all that they have imported.
+Tune knows of no stages. Its searcher and its scheduler hand on to those whose turn it is: of a stage, and beside it of
+teachers that are still to be had. Where there is nothing to do the searcher keeps Tune waiting, while its workers wait
+with all that they have imported.
 """
 
+import logging
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for
 from contextlib import ExitStack
@@ -15,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
+import ray
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.execution.tune_controller import TuneController
@@ -26,41 +30,72 @@ from ray.tune.search import Searcher
 
 from orchestrator import cluster
 from orchestrator.disk import TUNE
+from orchestrator.errors import CannotGoOn, Interrupted
 from orchestrator.nodes import AsManyAsFit, trials_held
-from orchestrator.search import BookScheduler, BookSearcher, Config, NotTunesToKeep
+from orchestrator.search import Config, NotTunesToKeep
 from orchestrator.specs import Resources
 from orchestrator.watch import LEAVE, TICK, ClusterLost, Watch
 from trainables import heartbeat
-from trainables.context import StageContext
-from trainables.trial import StudentTrial
+from trainables.contracts import Data
+from trainables.worker import Worker
 
 MOST = 10**6  # workers
 
 
+class Proposes(Protocol):
+    """What a turn has of a Tune searcher."""
+
+    def suggest(self, trial_id: str) -> Config | str | None:
+        """A Tune trial's config, None to wait for what is running, or `Searcher.FINISHED`: the turn is over."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """A Tune trial of the turn has ended."""
+
+
+class Decides(Protocol):
+    """What a turn has of a Tune scheduler."""
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why the whole experiment is to end, if it is."""
+
+    def give_up(self) -> None:
+        """Write nothing more, whatever still comes."""
+
+    def on_trial_error(self, tune_controller: TuneController, trial: TuneTrial) -> None:
+        """A Tune trial's worker was lost."""
+
+    def on_trial_result(self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]) -> str:
+        """Whether a Tune trial goes on."""
+
+    def on_trial_complete(self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]) -> None:
+        """A Tune trial's last result."""
+
+
 @dataclass(frozen=True)
 class Turn:
-    """A stage's turn: who speaks for it, and whether it is over."""
+    """Who speaks for a stage, or for teachers; whether its trials go first; and whether it is over."""
 
-    searcher: BookSearcher
-    scheduler: BookScheduler
+    searcher: Proposes
+    scheduler: Decides
+    first: bool = False
     over: "Future[None]" = field(default_factory=Future)
 
 
 class Experiment:
-    """Tune in a thread of its own, from the first stage that is run to the end of the block.
+    """Tune in a thread of its own, from the first turn to the end of the block.
 
     Args:
         folder: the run's.
-        contexts: of its stages, by name.
+        data: its images, which all workers have.
         workers: trials that run at once, at most.
     """
 
-    def __init__(
-        self, folder: Path, contexts: Mapping[str, StageContext], resources: Resources, workers: int | None
-    ) -> None:
+    def __init__(self, folder: Path, data: Data, resources: Resources, workers: int | None) -> None:
         self._folder = folder.resolve() / TUNE
-        self.contexts, self.resources, self.workers = contexts, resources, workers
-        self._searcher, self._scheduler = TurnSearcher(), TurnScheduler()
+        self.data, self.resources, self.workers = data, resources, workers
+        self._searcher = TurnSearcher()
+        self._scheduler = TurnScheduler(self._searcher)
         self._ended: Future[None] = Future()
         self._thread: threading.Thread | None = None
         self._watched = ExitStack()
@@ -71,7 +106,9 @@ class Experiment:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Let Tune see its workers off, for seconds at most. After an error `halt` has been called."""
+        """Let Tune see its workers off, for seconds at most."""
+        if error is not None and self._thread is not None:
+            self.halt()
         self._searcher.turns.put(None)
         if self._thread is not None:
             self._thread.join(TICK if isinstance(error, ClusterLost) else LEAVE)
@@ -80,25 +117,36 @@ class Experiment:
         self._watched.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def run(self, searcher: BookSearcher, scheduler: BookScheduler) -> None:
-        """Wait until the searcher has nothing left, or the experiment has ended.
+    def slots(self) -> int:
+        """How many trials can run at once. Raises `CannotGoOn` for none."""
+        fits = trials_held(self.resources)
+        if fits < 1:
+            wanted = ", ".join(f"{kind} {amount:g}" for kind, amount in self.resources if amount)
+            raise CannotGoOn(f"no node holds a trial: the recipe's resources ask for {wanted}")
+        return min(fits, self.workers) if self.workers else fits
 
-        Raises:
-            Exception: what Tune has ended of, also since the last stage.
-        """
-        turn = Turn(searcher, scheduler)
-        self._scheduler.now = scheduler
+    def begin(self, turn: Turn) -> None:
+        """Give a turn to Tune, beside any that is not over."""
+        self._scheduler.turns.append(turn)
         self._searcher.turns.put(turn)
         if self._thread is None:
             self._start()
+
+    def finish(self, turn: Turn) -> None:
+        """Wait until a turn is over, or the experiment has ended.
+
+        Raises:
+            Exception: why a turn had the experiment ended, this or another; what Tune has ended of, also before this.
+        """
         wait_for([turn.over, self._ended], return_when=FIRST_COMPLETED)
+        if (failure := self._scheduler.failure) is not None:
+            raise failure
         if not turn.over.done():
             self._ended.result()
 
     def halt(self) -> None:
         """End it in the middle, from any thread: nothing more is written."""
-        if self._scheduler.now is not None:
-            self._scheduler.now.halt()
+        self._scheduler.halt()
         self._searcher.turns.put(None)
 
     def _start(self) -> None:
@@ -116,7 +164,7 @@ class Experiment:
             self._ended.set_exception(error)
 
     def _tuner(self, alive: Path) -> Tuner:
-        shipped = tune.with_parameters(StudentTrial, contexts=self.contexts, alive=alive)
+        shipped = tune.with_parameters(Worker, data=self.data, alive=alive)
         resources = {"cpu": self.resources.cpu, "gpu": self.resources.gpu}
         return Tuner(
             tune.with_resources(shipped, resources),
@@ -145,35 +193,59 @@ class Experiment:
         return min(most, self.workers) if self.workers else most
 
 
+def put(make_work: Callable[[Data], Any]) -> ray.ObjectRef:
+    """What makes a kind of work, put into the cluster's object store once: the `shared` of a worker's config."""
+    return ray.put(make_work)
+
+
 class TurnSearcher(NotTunesToKeep, Searcher):
-    """The searcher of whichever stage's turn it is; None among the turns is the end."""
+    """The searcher of whoever's turn it is, in the order in which they began; None among the turns is the end."""
 
     def __init__(self) -> None:
         super().__init__(metric="objective", mode="max")
         self.turns: SimpleQueue[Turn | None] = SimpleQueue()
-        self._now: Turn | None = None
-        self._running: dict[str, BookSearcher] = {}  # by Tune's name of the trial
+        self.turn_of: dict[str, Turn] = {}  # by Tune's name of the trial
+        self.one_waits = False  # a Tune trial, for a worker
+        self._open: list[Turn] = []
+        self._running = 0
+        self._worker_is_free = self._ended = False
 
     def suggest(self, trial_id: str) -> Config | str | None:  # type: ignore[override]
-        """What the stage suggests. Waits for the next one where nothing runs: Tune itself would ask once a second."""
-        while True:
-            if self._now is None:
-                if self._running:
-                    return None
-                self._now = self.turns.get()
-                if self._now is None:
-                    self.turns.put(None)  # Tune may ask again
-                    return Searcher.FINISHED
-            found = self._now.searcher.suggest(trial_id)
-            if found != Searcher.FINISHED:
-                if found is not None:
-                    self._running[trial_id] = self._now.searcher
-                return found
-            self._now.over.set_result(None)
-            self._now = None
+        """What one of them suggests. Waits for the next turn where nothing runs: Tune would ask once a second.
+
+        Tune asks for more before it gives a trial that waits to a worker that has become free, which would wait too.
+        """
+        if self._worker_is_free and self.one_waits:
+            self._worker_is_free = False
+            return None
+        while not self._ended:
+            while not self.turns.empty():
+                self._take()
+            for turn in list(self._open):
+                found = turn.searcher.suggest(trial_id)
+                if found == Searcher.FINISHED:
+                    self._open.remove(turn)
+                    turn.over.set_result(None)
+                elif found is not None:
+                    self.turn_of[trial_id] = turn
+                    self._running += 1
+                    return found
+            if self._open or self._running:
+                return None
+            self._take()
+        return Searcher.FINISHED
+
+    def _take(self) -> None:
+        turn = self.turns.get()
+        if turn is None:
+            self._ended = True
+        else:
+            self._open.append(turn)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        self._running.pop(trial_id).on_trial_complete(trial_id, result, error)
+        self._running -= 1
+        self._worker_is_free = True
+        self.turn_of[trial_id].searcher.on_trial_complete(trial_id, result, error)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger is the truth, and a resumed run is a new experiment made from it."""
@@ -183,12 +255,35 @@ class TurnSearcher(NotTunesToKeep, Searcher):
 
 
 class TurnScheduler(NotTunesToKeep, FIFOScheduler):
-    """The scheduler of whichever stage's turn it is; all trials of one have ended when the next begins."""
+    """The scheduler of the turn that a trial belongs to.
 
-    def __init__(self) -> None:
+    It also ends an experiment in the middle, and not a callback of Tune's: Tune counts those that it is given, for
+    which it imports the trackers that are installed, for two seconds.
+    """
+
+    def __init__(self, searcher: TurnSearcher) -> None:
         super().__init__()
-        self.now: BookScheduler | None = None
+        self.turns: list[Turn] = []
+        self._searcher = searcher
+        self._halted = False
         self._all_kept = False
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why a turn has the experiment ended."""
+        return next((turn.scheduler.failure for turn in self.turns if turn.scheduler.failure is not None), None)
+
+    def halt(self) -> None:
+        """Have the experiment ended by its own thread, from any other: nothing more is written.
+
+        Each trial has a checkpoint of its last epoch, or of two seconds ago, so there is nothing to wait for.
+        """
+        for name in ("ray", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # it would complain of what is done to it
+        for turn in self.turns:
+            if not turn.over.done():
+                turn.scheduler.give_up()
+        self._halted = True
 
     def on_trial_add(self, tune_controller: TuneController, trial: TuneTrial) -> None:
         """Have every worker kept that has nothing to do for a while. Tune by itself ends all but one of them."""
@@ -197,16 +292,34 @@ class TurnScheduler(NotTunesToKeep, FIFOScheduler):
             self._all_kept = True
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> TuneTrial | None:
-        return self.now.choose_trial_to_run(tune_controller) if self.now is not None else None
+        """The newest that waits for an actor, or one that goes first.
+
+        It gets one that has become free, and its own is called off. That of the oldest may be starting: where trials
+        take less time than an actor's start, all but one slot would never come to work.
+
+        Raises:
+            Interrupted: the experiment is to end; its actors have been killed. Tune asks at each step.
+        """
+        if self._halted or self.failure is not None:
+            for actor in filter(None, (trial.temporary_state.ray_actor for trial in tune_controller.get_trials())):
+                ray.kill(actor)
+            raise Interrupted
+        waiting = (trial for trial in reversed(tune_controller.get_trials()) if trial.status == TuneTrial.PENDING)
+        if any(turn.first and not turn.over.done() for turn in self.turns):
+            chosen = max(waiting, key=lambda trial: self._turn(trial).first, default=None)
+        else:
+            chosen = next(waiting, None)
+        self._searcher.one_waits = chosen is not None
+        return chosen
 
     def on_trial_error(self, tune_controller: TuneController, trial: TuneTrial) -> None:
-        assert self.now is not None
-        self.now.on_trial_error(tune_controller, trial)
+        self._turn(trial).scheduler.on_trial_error(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]) -> str:
-        assert self.now is not None
-        return self.now.on_trial_result(tune_controller, trial, result)
+        return self._turn(trial).scheduler.on_trial_result(tune_controller, trial, result)
 
     def on_trial_complete(self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]) -> None:
-        assert self.now is not None
-        self.now.on_trial_complete(tune_controller, trial, result)
+        self._turn(trial).scheduler.on_trial_complete(tune_controller, trial, result)
+
+    def _turn(self, trial: TuneTrial) -> Turn:
+        return self._searcher.turn_of[trial.trial_id]

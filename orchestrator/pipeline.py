@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from orchestrator import disk, nodes, outcome, reuse, teaching
+from orchestrator import disk, nodes, outcome, reuse
 from orchestrator.addresses import to_resume
 from orchestrator.book import Book, Proposal
-from orchestrator.errors import Interrupted, RunFailed
+from orchestrator.errors import CannotGoOn, Interrupted, RunFailed
 from orchestrator.experiment import Experiment
 from orchestrator.ledger import Event, Ledger
 from orchestrator.prepared import Search
@@ -17,7 +17,8 @@ from orchestrator.pruning import Pruner
 from orchestrator.recipe import Recipe
 from orchestrator.run_directory import Run
 from orchestrator.specs import StageSpec
-from orchestrator.stage import StageFailed, StageRun, TrialsFailed, stage_folder
+from orchestrator.stage import StageRun, TrialsFailed, quiet, stage_folder
+from orchestrator.teaching import Teachers, too_large_to_keep
 from orchestrator.watch import watched
 from spaces import BadInput
 from spaces.seeding import generator
@@ -33,9 +34,8 @@ def execute(run: Run, search: Search, on_change: Any) -> None:
     started = time.monotonic()
     watched(lambda: nodes.check_nodes(run))
     try:
-        taught_by = {name: teaching.obtained(run, search, name) for name in search.teachers}
-        _stages(run, search, taught_by, on_change)
-    except StageFailed as error:
+        _stages(run, search, on_change)
+    except CannotGoOn as error:
         run.write_tables()
         how = " --retry-failed" if isinstance(error, TrialsFailed) else ""
         raise RunFailed(f"{error}; go on once that is mended: {to_resume(run.path)}{how}") from error
@@ -49,46 +49,47 @@ def execute(run: Run, search: Search, on_change: Any) -> None:
     disk.clear(run.path)
 
 
-def _stages(run: Run, search: Search, taught_by: Mapping[str, TeacherContext], on_change: Any) -> None:
-    """Each of the stages with the survivors of the one before; all of them in the same workers."""
-    stages = run.recipe.stages
-    contexts = {stage.name: _context(run, search, index, stage, taught_by) for index, stage in enumerate(stages)}
+def _stages(run: Run, search: Search, on_change: Any) -> None:
+    """Each of the stages with the survivors of the one before; all of them, and the teachers, in the same workers."""
     survivors: list[Proposal] | None = None
-    with Experiment(run.path, contexts, run.recipe.resources, run.recipe.workers) as experiment:
-        for index in range(len(stages)):
-            survivors = _stage(run, search, index, taught_by, experiment, survivors, on_change)
+    quiet()
+    with Experiment(run.path, search.data, run.recipe.resources, run.recipe.workers) as experiment:
+        teachers = Teachers(run, search, experiment)
+        for index in range(len(run.recipe.stages)):
+            survivors = _stage(run, search, index, teachers, experiment, survivors, on_change)
             run.write_tables()
             run.sync()
+        teachers.all()  # of a run that none of its stages waits for
 
 
 def _stage(
     run: Run,
     search: Search,
     index: int,
-    taught_by: Mapping[str, TeacherContext],
+    teachers: Teachers,
     experiment: Experiment,
     survivors: list[Proposal] | None,
     on_change: Any,
 ) -> list[Proposal]:
     """Run, go on with, or read back one stage; the proposals that go on."""
     stage = run.recipe.stages[index]
-    events = [event for event in run.events() if event.get("stage") == stage.name]
-    if not events:
-        events = [_announce(run.ledger, index, stage, search, taught_by)]
     book = search.book(stage, run.ledger)
+    events = [event for event in run.events() if event.get("stage") == stage.name]
     for event in events:
         book.apply(event)
+    context = None if book.ended else _context(run, search, index, stage, teachers.of_stage(stage))
+    if context is not None and not events:
+        book.apply(_announce(run.ledger, index, stage, search, context.teachers))
     for proposal in book.proposals:
         if proposal.fault is None:
             search.feasible.know(proposal.hash, proposal.cost)
     on_change.stage(index, book)
     prune = _pruner(run, index, stage, book)
-    if not book.ended:
+    if context is not None:
         last = index == len(run.recipe.stages) - 1
-        context = experiment.contexts[stage.name]
         context.folder.mkdir(parents=True, exist_ok=True)
         unkept = stage.trial == "distill" and any(teacher.outputs is None for teacher in context.teachers.values())
-        if unkept and (why := teaching.too_large_to_keep(stage, run, search)):
+        if unkept and (why := too_large_to_keep(stage, run, search)):
             run.note(stage.name, why)
         proposer = search.proposer(stage, _joined_by_rivals(run, search, stage, survivors))
         reuse.begin(run, book, proposer, context)
@@ -153,7 +154,7 @@ def sees_test_images(recipe: Recipe, stage: StageSpec) -> bool:
 
 
 def _context(
-    run: Run, search: Search, index: int, stage: StageSpec, taught_by: Mapping[str, TeacherContext]
+    run: Run, search: Search, index: int, stage: StageSpec, teachers: Mapping[str, TeacherContext]
 ) -> StageContext:
     objective = search.book(stage, None).weights
     if "teacher_guidance" in stage.pareto:
@@ -161,7 +162,7 @@ def _context(
     return StageContext(
         data=search.data,
         space=search.space,
-        teachers=teaching.of_stage(stage, taught_by, run, search),
+        teachers=teachers,
         seed=run.recipe.seed,
         folder=run.path.resolve() / stage_folder(index, stage),
         remote=run.store.within(stage_folder(index, stage)).root if run.store.remote else None,

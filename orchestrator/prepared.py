@@ -20,7 +20,7 @@ from orchestrator.specs import SpaceSpec, StageSpec, TeacherSpec
 from spaces import BadInput, Space, own
 from spaces.others import check_space
 from spaces.seeding import generator
-from trainables import data, losses, regimes, teachers
+from trainables import data, losses, regimes, scores, teachers
 from trainables.contracts import Data, Member
 from trainables.declare import Program
 
@@ -141,6 +141,11 @@ def book_of(recipe: Recipe, stage: StageSpec, ledger: Ledger | None) -> Book:
     rule = schedulers.make(stage.scheduler.name, stage.scheduler.settings, stage.epochs or 0, recipe.seed)
     combine: Literal["sum", "rank"] = "rank" if stage.trial == "score" else "sum"
     return Book(stage, ledger, rule, combine, recipe.max_failures, recipe.max_failure_rate)
+
+
+def reads_teacher(stage: StageSpec) -> bool:
+    """Whether a stage looks at the teacher: one of scores does if any of them needs it."""
+    return stage.trial == "distill" or any(scores.SCORES[name].needs_teacher for name in stage.scores or ())
 
 
 def space_of(spec: SpaceSpec) -> Space:

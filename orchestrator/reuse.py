@@ -16,7 +16,7 @@ from orchestrator.addresses import address_of
 from orchestrator.book import Book, Proposal, Proposer, Trial
 from orchestrator.existing import check_run, holder
 from orchestrator.ledger import Event, Ledger
-from orchestrator.prepared import Search, book_of, space_of
+from orchestrator.prepared import Search, book_of, reads_teacher, space_of
 from orchestrator.pruning import is_needed
 from orchestrator.recipe import Recipe, domains_in, resolved
 from orchestrator.run_directory import Run, own_recipe
@@ -25,7 +25,7 @@ from orchestrator.stage import stage_folder
 from spaces import BadInput, Space
 from spaces.domains import to_config
 from spaces.seeding import stable_hash
-from trainables import scores, teachers
+from trainables import teachers
 from trainables.checkpoints import checkpoint_name
 from trainables.context import StageContext, TeacherContext
 from trainables.curves import curves_name
@@ -45,8 +45,7 @@ def basis(search: Search, stage: StageSpec, taught_by: Mapping[str, TeacherConte
     parts: dict[str, Any] = {"seed": search.recipe.seed, "trial": stage.trial, "data": _data(search)}
     if stage.trial == "score":
         parts |= {"scores": stage.scores, "score_batch": stage.score_batch}
-        read = any(scores.SCORES[name].needs_teacher for name in stage.scores or ())
-        parts["teacher"] = [stage.teacher, _named(search, taught_by)] if read else None
+        parts["teacher"] = [stage.teacher, _named(search, taught_by)] if reads_teacher(stage) else None
     else:
         settings = stage.settings()
         population = stage.scheduler.name == "pbt"

@@ -1,21 +1,18 @@
-"""The one Tune searcher and the one Tune scheduler: both only carry between Tune and the stage's book."""
+"""What a stage has of a Tune searcher and a Tune scheduler: both only carry between Tune and the stage's book."""
 
 import errno
-import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial as TuneTrial
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator.book import Book, Proposer, Trial
-from orchestrator.errors import Interrupted
 from orchestrator.failures import why_lost
 
 Config = dict[str, Any]
@@ -36,7 +33,7 @@ class NotTunesToKeep:
         return {}
 
 
-class BookSearcher(NotTunesToKeep, Searcher):
+class BookSearcher:
     """Hands out the book's unfinished trials, then new proposals, `chunk` trials to a Tune trial.
 
     Tune retries nothing by itself: a trial whose worker was lost is handed out again, as a new trial of Tune's, until
@@ -55,7 +52,6 @@ class BookSearcher(NotTunesToKeep, Searcher):
         chunk: int,
         why: Mapping[str, str],
     ) -> None:
-        super().__init__(metric="objective", mode="max")
         self.book, self.proposer, self.make_config, self.chunk = book, proposer, make_config, chunk
         self.folder, self.why = folder, why
         self._seen = 0  # trials of the book that were put in line or handed out
@@ -63,7 +59,7 @@ class BookSearcher(NotTunesToKeep, Searcher):
         self._numbers: dict[str, list[int]] = {}  # by Tune's name of the trial
         self._all_proposed = False
 
-    def suggest(self, trial_id: str) -> Config | str | None:  # type: ignore[override]
+    def suggest(self, trial_id: str) -> Config | str | None:
         """A Tune trial's config; None to wait for what is running; FINISHED when nothing is left, or can go on.
 
         Tune would wait ten minutes for a trial where nothing runs.
@@ -127,51 +123,22 @@ class BookSearcher(NotTunesToKeep, Searcher):
             self.book.lose(number, self.why[trial_id], alone=len(left) == 1)
         self._in_line = sorted([*self._in_line, *left])
 
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the ledger is the truth, and a resumed stage is a new experiment made from it."""
 
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore; see `save`."""
-
-
-class BookScheduler(NotTunesToKeep, FIFOScheduler):
-    """Writes every report into the book before anything is decided, and stops what the book's rule stops.
-
-    It also ends an experiment in the middle, and not a callback of Tune's: Tune counts those that it is given, for
-    which it imports the trackers that are installed, for two seconds.
-    """
+class BookScheduler:
+    """Writes every report into the book before anything is decided, and stops what the book's rule stops."""
 
     def __init__(self, book: Book, on_change: Callable[[list[int]], None]) -> None:
-        super().__init__()
         self.book, self.on_change = book, on_change
         self.why: dict[str, str] = {}  # why trials were lost, by Tune's names of them
-        self.halted = False
 
-    def halt(self) -> None:
-        """Have the experiment ended by its own thread, from any other: nothing more is written.
+    @property
+    def failure(self) -> Exception | None:
+        """Why the whole experiment is to end, if it is."""
+        return self.book.failure
 
-        Each trial has a checkpoint of its last epoch, or of two seconds ago, so there is nothing to wait for.
-        """
-        for name in ("ray", "ray.tune"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # it would complain of what is done to it
+    def give_up(self) -> None:
+        """Write nothing more."""
         self.book.give_up()
-        self.halted = True
-
-    def choose_trial_to_run(self, tune_controller: TuneController) -> TuneTrial | None:
-        """The newest that waits for an actor.
-
-        It gets one that has become free, and its own is called off. That of the oldest may be starting: where trials
-        take less time than an actor's start, all but one slot would never come to work.
-
-        Raises:
-            Interrupted: the experiment is to end; its actors have been killed. Tune asks at each step.
-        """
-        if self.halted or self.book.failure is not None:
-            for actor in filter(None, (trial.temporary_state.ray_actor for trial in tune_controller.get_trials())):
-                ray.kill(actor)
-            raise Interrupted
-        waiting = (trial for trial in reversed(tune_controller.get_trials()) if trial.status == TuneTrial.PENDING)
-        return next(waiting, None)
 
     def on_trial_error(self, tune_controller: TuneController, trial: TuneTrial) -> None:
         """Note why. Tune tells its searcher next, unless it goes on by itself (where a node was called back)."""

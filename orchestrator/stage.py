@@ -5,31 +5,29 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from ray import ObjectRef
 from ray.tune.execution import class_cache
 
 from orchestrator.book import Book, Proposer, Trial
-from orchestrator.errors import Interrupted
-from orchestrator.experiment import Experiment
+from orchestrator.errors import CannotGoOn, Interrupted
+from orchestrator.experiment import Experiment, Turn, put
 from orchestrator.failures import commonest
-from orchestrator.nodes import trials_held
 from orchestrator.pruning import Pruner
 from orchestrator.recipe import resolved
 from orchestrator.search import BookScheduler, BookSearcher, Config, full_disk
 from orchestrator.specs import StageSpec
 from orchestrator.watch import ClusterLost, watched
 from trainables.context import StageContext
+from trainables.trial import trial_of
 
 SCORES_PER_TRIAL = 8  # so that a Tune trial outlasts what Tune itself takes for it
 SCORES_AT_MOST = 64  # where no proposal waits for results, and there are enough for every worker
 
 
-class StageFailed(Exception):
-    """Nothing of the stage can go on; the message says why."""
-
-
-class TrialsFailed(StageFailed):
+class TrialsFailed(CannotGoOn):
     """Too many trials failed. What they failed of may be mended, and they begun again (`Book.retry`)."""
 
 
@@ -52,24 +50,25 @@ class StageRun:
         Raises:
             Interrupted: by Ctrl-C.
             ClusterLost: Ray has died or hangs.
-            StageFailed: nobody can go on; see `check_failures` and `survivors`.
+            CannotGoOn: nobody can go on; see `check_failures` and `survivors`.
         """
-        slots = watched(self.slots)
+        slots = watched(self.experiment.slots)
+        shared = watched(lambda: put(partial(trial_of, self.context.but_for_images())))
         started = time.monotonic()
-        quiet()
         self.book.mend()
         check_failures(self.book)  # a resumed stage, of which too many had failed
         scheduler = BookScheduler(self.book, self._changed)
         try:
-            searcher = self._searcher(slots, scheduler)
-            watched(lambda: self.experiment.run(searcher, scheduler), give_up=self.experiment.halt)
+            turn = Turn(self._searcher(slots, scheduler, shared), scheduler)
+            self.experiment.begin(turn)
+            watched(lambda: self.experiment.finish(turn), give_up=self.experiment.halt)
         except KeyboardInterrupt:
             raise Interrupted from None
         except ClusterLost:
             raise
         except Exception as error:
             found = self.book.failure or full_disk(self.context.folder)  # Tune itself may have met that
-            if found is None:
+            if found in (None, error):
                 raise
             raise found from error
         if self.book.failure is not None:
@@ -80,18 +79,12 @@ class StageRun:
         self.book.keep(survivors(self.book, self.last))
         self.book.close(seconds=time.monotonic() - started, slots=slots)
 
-    def slots(self) -> int:
-        """How many trials can run at once."""
-        resources, workers = self.experiment.resources, self.experiment.workers
-        fits = trials_held(resources)
-        if fits < 1:
-            wanted = ", ".join(f"{kind} {amount:g}" for kind, amount in resources if amount)
-            raise StageFailed(f"no node holds a trial: the recipe's resources ask for {wanted}")
-        return min(fits, workers) if workers else fits
+    def _searcher(self, slots: int, scheduler: BookScheduler, shared: ObjectRef) -> BookSearcher:
+        def config(trials: list[Trial]) -> Config:
+            return {"shared": shared, **self.config(trials)}
 
-    def _searcher(self, slots: int, scheduler: BookScheduler) -> BookSearcher:
         chunk = self._scores_per_trial(slots) if self.spec.trial == "score" else 1
-        return BookSearcher(self.book, self.proposer, self.config, self.context.folder, chunk, scheduler.why)
+        return BookSearcher(self.book, self.proposer, config, self.context.folder, chunk, scheduler.why)
 
     def _scores_per_trial(self, slots: int) -> int:
         if self.proposer.learns:
@@ -101,12 +94,10 @@ class StageRun:
 
     def config(self, trials: list[Trial]) -> Config:
         """What the workers are told of the trials."""
-        stage = self.spec.name
         if self.spec.trial == "score":
-            scored = [{**self._named(trial), "arch": dict(self._proposal(trial).arch)} for trial in trials]
-            return {"stage": stage, "trials": scored}
+            return {"trials": [{**self._named(trial), "arch": dict(self._proposal(trial).arch)} for trial in trials]}
         [trial] = trials
-        return {"stage": stage, **self._distilling(trial)}
+        return self._distilling(trial)
 
     def _distilling(self, trial: Trial) -> Config:
         proposal = self._proposal(trial)
@@ -148,7 +139,7 @@ def survivors(book: Book, last: bool) -> list[int]:
     """The proposals of a stage that go on, best first. Scores at the end may have no value: they are what was asked.
 
     Raises:
-        StageFailed: there is none, with the commonest reason.
+        CannotGoOn: there is none, with the commonest reason.
     """
     check_failures(book, at_end=True)
     # Of a population those count that have come to the end.
@@ -158,7 +149,7 @@ def survivors(book: Book, last: bool) -> list[int]:
     nobody = f"no candidate has a value of the objective ({', '.join(book.weights)})"
     if failed := book.count("failed"):
         raise TrialsFailed(_said(book, f"{nobody}; {failed} of {len(book.trials)} trials failed"))
-    raise StageFailed(_said(book, nobody))
+    raise CannotGoOn(_said(book, nobody))
 
 
 def _said(book: Book, what: str) -> str:

@@ -1,80 +1,137 @@
 """The teachers of a run: obtained once, kept in its directory, and given to each stage as it needs them."""
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
-from ray.exceptions import RayError
 
 from orchestrator import kept_outputs
 from orchestrator.addresses import to_resume
 from orchestrator.disk import OUTPUTS
-from orchestrator.errors import RunFailed
-from orchestrator.prepared import Search
+from orchestrator.errors import CannotGoOn, RunFailed
+from orchestrator.experiment import Experiment, Turn, put
+from orchestrator.obtaining import Obtaining
+from orchestrator.prepared import Search, reads_teacher
 from orchestrator.run_directory import Run
+from orchestrator.search import Config
 from orchestrator.specs import StageSpec
 from orchestrator.watch import watched
 from spaces import BadInput
-from trainables import cost, heartbeat, teacher_training, teachers
+from trainables import cost, teachers
 from trainables.context import TeacherContext
+from trainables.contracts import Member
 from trainables.images import cache_dir
+from trainables.teacher_training import TeacherTrial, Trained
+from trainables.worker import Idle
 
 
-def obtained(run: Run, search: Search, which: str) -> TeacherContext:
-    """A teacher, trained or loaded once and kept in the run's directory."""
-    config, path = search.teachers[which], run.path / f"{which}.safetensors"
-    told = (event for event in run.events() if event["event"] == "teacher")
-    noted = next((event for event in told if event.get("which", "teacher") == which), None)
-    began_with = None if noted is None else noted.get("sha256")
-    if began_with is not None and (kept := _kept(config, search, path, began_with)) is not None:
-        return kept
-    resources = run.recipe.resources
-    alive = run.path.resolve() / heartbeat.FOLDER
-    obtain = ray.remote(num_cpus=resources.cpu, num_gpus=resources.gpu)(_obtained_alive)
-    augment = next((stage.augment for stage in run.recipe.stages if stage.augment), {})
-    task = obtain.remote(alive, config, search.data, augment, resources.gpu > 0, began_with)
-    trained: teacher_training.Trained = watched(lambda: ray.get(task), alive, lambda: _cancel(task))
-    if began_with not in (None, trained.hash):
-        raise RunFailed(
-            f"{path} is not the teacher that this run began with, and it does not come out the same again; put that "
-            f"file back and go on: {to_resume(run.path)}"
+class Teachers:
+    """The teachers of a run: those that its directory has, and the others once a worker has obtained them, beside
+    whatever else there is to do.
+    """
+
+    def __init__(self, run: Run, search: Search, experiment: Experiment) -> None:
+        self._run, self._search, self._experiment = run, search, experiment
+        self._known: dict[str, TeacherContext] = {}
+        self._began_with = {name: _began_with(run, name) for name in search.teachers}
+        for name, hash_ in self._began_with.items():
+            if hash_ is not None and (kept := _kept(search, name, run.path / f"{name}.safetensors", hash_)) is not None:
+                self._known[name] = kept
+        configs = {name: self._config(name) for name in search.teachers if name not in self._known}
+        self._obtaining = Obtaining(configs, self._take, run.recipe.max_failures, {"shared": put(Idle)})
+        self._turn = Turn(self._obtaining, self._obtaining.scheduler, first=True)
+        if configs:
+            watched(experiment.slots)  # or nobody would ever obtain them
+            experiment.begin(self._turn)
+
+    def all(self) -> Mapping[str, TeacherContext]:
+        """Waits until they are there.
+
+        Raises:
+            CannotGoOn, RunFailed: one of them cannot be had.
+        """
+        if len(self._known) < len(self._search.teachers):
+            self._obtaining.wait(watched(self._experiment.slots))
+            watched(lambda: self._experiment.finish(self._turn), give_up=self._experiment.halt)
+        return {name: self._known[name] for name in self._search.teachers}
+
+    def of_stage(self, stage: StageSpec) -> Mapping[str, TeacherContext]:
+        """As a stage needs them: as they are, for which it waits, with a place for their outputs; or as initialised."""
+        if not reads_teacher(stage):
+            return {}
+        if stage.trial == "score" and stage.teacher != "given":
+            return {name: _untrained(self._search, name) for name in self._search.teachers}
+        return of_stage(stage, self.all(), self._run, self._search)
+
+    def _config(self, name: str) -> Config:
+        recipe = self._run.recipe
+        augment = next((stage.augment for stage in recipe.stages if stage.augment), {})
+        how = (self._search.teachers[name], augment, recipe.resources.gpu > 0, self._began_with[name])
+        return {"shared": put(partial(TeacherTrial, *how))}
+
+    def _take(self, name: str, report: Mapping[str, Any]) -> None:
+        """Keep a teacher that was obtained, in the run's directory and its ledger.
+
+        Raises:
+            CannotGoOn: it was not.
+            RunFailed: it is not the one that the run began with.
+            OSError: of a full disk.
+            RayError: its worker is gone, and with it what it has reported.
+        """
+        run, search, path = self._run, self._search, self._run.path / f"{name}.safetensors"
+        if "disk" in report:
+            raise OSError(*report["disk"])
+        if "failed" in report:
+            raise CannotGoOn(f"{name}: {report['failed']}")
+        trained: Trained = ray.get(report["trained"].pop())  # out of the list, which Tune keeps to the end
+        if self._began_with[name] not in (None, trained.hash):
+            raise RunFailed(
+                f"{path} is not the teacher that this run began with, and it does not come out the same again; put "
+                f"that file back and go on: {to_resume(run.path)}"
+            )
+        config = search.teachers[name]
+        member = teachers.build(config, search.data)
+        member.net.load_state_dict({n: torch.from_numpy(np.array(array)) for n, array in trained.weights.items()})
+        teachers.save_weights(member, path)
+        self._known[name] = TeacherContext(config, in_store(trained.weights), trained.hash, None)
+        run.ledger.append(
+            "teacher",
+            which=name,
+            name=teachers.describe(config),
+            source="kept" if trained.kept else _source(config),
+            seconds=trained.seconds,
+            worker=report["worker"],
+            sha256=trained.hash,
+            metrics=trained.metrics,
+            params=cost.params(member.net),
+            flops=cost.flops(member.net, search.data.task),
         )
-    member = teachers.build(config, search.data)
-    member.net.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in trained.weights.items()})
-    teachers.save_weights(member, path)
-    source = "kept" if trained.kept else _source(config)
-    counted = {"params": cost.params(member.net), "flops": cost.flops(member.net, search.data.task)}
-    run.ledger.append(
-        "teacher",
-        which=which,
-        name=teachers.describe(config),
-        source=source,
-        seconds=trained.seconds,
-        sha256=trained.hash,
-        metrics=trained.metrics,
-        **counted,
-    )
-    return TeacherContext(config, trained.weights, trained.hash, None)
 
 
-def _cancel(task: Any) -> None:
-    with suppress(RayError, RuntimeError, ConnectionError):  # Ray may be what has died, and `watched` tells that
-        ray.cancel(task, force=True)
+def in_store(weights: Mapping[str, np.ndarray]) -> Callable[[], Mapping[str, np.ndarray]]:
+    """Weights in the cluster's object store, from where workers map them. It is the driver that keeps them there."""
+    return partial(_fetched, ray.put(dict(weights)))
 
 
-def _obtained_alive(alive: Path, *how: Any) -> teacher_training.Trained:
-    """In a worker: the teacher, while the driver can see that the worker lives. Ray begins a lost one again."""
-    heartbeat.start(alive)
-    return teacher_training.obtain(*how)
+def _fetched(reference: ray.ObjectRef) -> Mapping[str, np.ndarray]:
+    weights: Mapping[str, np.ndarray] = ray.get(reference)
+    return weights
 
 
-def _kept(config: teachers.TeacherConfig, search: Search, path: Path, began_with: str) -> TeacherContext | None:
+def _began_with(run: Run, name: str) -> str | None:
+    """The hash of a teacher that the run's ledger tells of."""
+    told = (event for event in run.events() if event["event"] == "teacher")
+    return next((event.get("sha256") for event in told if event.get("which", "teacher") == name), None)
+
+
+def _kept(search: Search, name: str, path: Path, began_with: str) -> TeacherContext | None:
     """The teacher from the run's directory; None if it is gone, damaged, or not the one that the run began with."""
+    config = search.teachers[name]
     member = teachers.build(config, search.data)
     try:
         teachers.load_weights(member, path)
@@ -82,7 +139,7 @@ def _kept(config: teachers.TeacherConfig, search: Search, path: Path, began_with
         return None
     if teachers.weights_hash(member) != began_with:
         return None
-    return TeacherContext(config, _arrays(member.net.state_dict()), began_with, None)
+    return TeacherContext(config, in_store(_arrays(member)), began_with, None)
 
 
 def _source(config: teachers.TeacherConfig) -> str:
@@ -93,30 +150,27 @@ def _source(config: teachers.TeacherConfig) -> str:
     return "random" if config.random else "timm" if config.timm else "torchvision"
 
 
-def _arrays(state: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    return {name: tensor.cpu().numpy() for name, tensor in state.items()}
+def _arrays(member: Member) -> dict[str, np.ndarray]:
+    return {name: tensor.cpu().numpy() for name, tensor in member.net.state_dict().items()}
 
 
 def of_stage(
     stage: StageSpec, taught_by: Mapping[str, TeacherContext], run: Run, search: Search
 ) -> Mapping[str, TeacherContext]:
-    """The teachers as a stage needs them: as they are, as initialised, or with a place for their outputs."""
-    if stage.trial == "distill":
-        if not taught_by or too_large_to_keep(stage, run, search):
-            return taught_by
-        folder = run.path.resolve() / OUTPUTS
-        if run.store.remote:  # then each node has a cache folder of its own, links in it or not
-            folder = (run.path / OUTPUTS).relative_to(cache_dir())
-        return {name: replace(teacher, outputs=folder) for name, teacher in taught_by.items()}
-    if stage.teacher == "given":
+    """Teachers that are there; for a distillation with a place for their outputs, where they are to be kept."""
+    if stage.trial == "score" or not taught_by or too_large_to_keep(stage, run, search):
         return taught_by
-    return {name: _untrained(teacher, search) for name, teacher in taught_by.items()}
+    folder = run.path.resolve() / OUTPUTS
+    if run.store.remote:  # then each node has a cache folder of its own, links in it or not
+        folder = (run.path / OUTPUTS).relative_to(cache_dir())
+    return {name: replace(teacher, outputs=folder) for name, teacher in taught_by.items()}
 
 
-def _untrained(teacher: TeacherContext, search: Search) -> TeacherContext:
-    config = replace(teacher.config, random=True, weights=None, train_epochs=0, pretrained=False)
+def _untrained(search: Search, name: str) -> TeacherContext:
+    given = search.teachers[name]
+    config = replace(given, random=True, weights=None, train_epochs=0, pretrained=False)
     member = teachers.build(config, search.data)
-    return TeacherContext(config, _arrays(member.net.state_dict()), teachers.weights_hash(member), None)
+    return TeacherContext(config, in_store(_arrays(member)), teachers.weights_hash(member), None)
 
 
 def too_large_to_keep(stage: StageSpec, run: Run, search: Search) -> str | None:

@@ -1,7 +1,7 @@
 """What all trials of a stage share."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,21 @@ from trainables.store import Store
 
 @dataclass(frozen=True)
 class TeacherContext:
-    """A frozen teacher as it is shipped to the workers."""
+    """A frozen teacher as it is shipped to the workers.
+
+    Args:
+        weights: gives them by name; on a cluster, from its object store, which has them once for all stages.
+    """
 
     config: teachers.TeacherConfig
-    weights: Mapping[str, np.ndarray]
+    weights: Callable[[], Mapping[str, np.ndarray]]
     hash: str
     outputs: Path | None  # where its outputs are kept, from the cache folder on; None computes them for each student
 
 
 @dataclass(frozen=True)
 class StageContext:
-    """What all trials of a stage share; shipped once through the object store, arrays without copies.
+    """What all trials of a stage share; shipped once through the object store, and the images once for all stages.
 
     Args:
         teachers: `teacher`, and `teacher1`, ... where the recipe gives several; empty where it gives none.
@@ -59,6 +63,10 @@ class StageContext:
     score_batch: int = 64
     compiled: Compile = "none"
 
+    def but_for_images(self) -> "Callable[[Data], StageContext]":
+        """The context for workers that have the images: it is made whole again by a call with them."""
+        return partial(StageContext, **{part.name: getattr(self, part.name) for part in fields(self)[1:]})
+
     @property
     def store(self) -> Store:
         """The stage's files."""
@@ -84,6 +92,6 @@ class StageContext:
         """A frozen teacher, on the device."""
         teacher = self.teachers[name]
         member = teachers.build(teacher.config, self.data)
-        member.net.load_state_dict({name: torch.from_numpy(np.array(w)) for name, w in teacher.weights.items()})
+        member.net.load_state_dict({name: torch.from_numpy(np.array(w)) for name, w in teacher.weights().items()})
         member = member.to(self.device).to(memory_format=memory_format(member.net, self.device))
         return member.eval().requires_grad_(False)

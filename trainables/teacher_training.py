@@ -3,10 +3,12 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -17,6 +19,7 @@ from trainables.contracts import Data, Member, Split
 from trainables.curriculum import Augment, Curriculum
 from trainables.declare import program
 from trainables.evaluate import accuracy, predict
+from trainables.failures import timed
 from trainables.files import locked
 from trainables.fit import Fit, OptimizerConfig
 
@@ -40,7 +43,8 @@ def obtain(
     Args:
         expected: the hash of the weights that are wanted again; one in the cache that has another is not taken.
     """
-    torch.set_num_threads(1)
+    import torch._dynamo
+
     device = torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
     member = teachers.build(config, data)
     started, kept = time.perf_counter(), False
@@ -91,3 +95,26 @@ def train(member: Member, data: Data, epochs: int, seed: int, augment: Augment, 
 def _accuracy(member: Member, split: Split, device: torch.device) -> float:
     predictions = predict(member, split, device)
     return accuracy(predictions.logits, torch.from_numpy(np.array(split.labels)))
+
+
+class TeacherTrial:
+    """Obtains a teacher in a worker (see `obtain`); its config has no more to say.
+
+    It reports `trained`, a list of one reference to a `Trained`, whose weights would burden Tune; or as other trials do
+    why there is none.
+    """
+
+    def __init__(
+        self, config: teachers.TeacherConfig, augment: Mapping[str, Any], gpu: bool, expected: str | None, data: Data
+    ) -> None:
+        self._obtain = partial(obtain, config, data, augment, gpu, expected)
+
+    def begin(self, config: Mapping[str, Any]) -> None:
+        """Nothing to prepare."""
+
+    def step(self) -> dict[str, Any]:
+        """All of it."""
+        return {"reports": [timed(lambda: {"trained": [ray.put(self._obtain())]})], "done": True}
+
+    def cleanup(self) -> None:
+        """Nothing to let go of."""

@@ -1,29 +1,26 @@
-"""The Tune Trainable, thin and reusable (an actor imports torch once and runs many trials), and what it runs.
+"""The trials of students that a worker runs: distillations, and scorings of many at once.
 
 A trial's own checkpoint, written before it reports, is what it resumes from; Tune's checkpoints are not used. So a
 killed worker, a killed driver and a moved run are one case: the trial is set up again and finds its file.
 """
 
 import math
-import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from ray import tune
 
 from spaces import BadInput, Task
 from spaces.redact import redacted
 from spaces.seeding import derive_seed
-from trainables import heartbeat, regimes, scores
+from trainables import regimes, scores
 from trainables.checkpoints import checkpoint_name, packed, unpacked
 from trainables.context import StageContext
-from trainables.contracts import Member, Probe, Split
+from trainables.contracts import Data, Member, Probe, Split
 from trainables.cost import flops, latency_ms
 from trainables.curriculum import Augment, Batch, Curriculum
 from trainables.curves import curves_file, curves_name
@@ -43,46 +40,7 @@ SCORED_EVERY = 2.0  # seconds; what a kill can cost of a trial that scores many 
 SAVED_EVERY = 2.0  # seconds; what a kill can cost of a trial whose epochs take less
 
 
-class StudentTrial(tune.Trainable):
-    """A worker of a run, through all of its stages.
-
-    Its config: `stage`, the name of one, and what that stage's kind of trial is told.
-    """
-
-    def setup(self, config: Json, contexts: Mapping[str, StageContext], alive: Path) -> None:  # type: ignore[override]
-        """Begin the first trial.
-
-        Args:
-            contexts: by the stage's name.
-            alive: where workers show that they live.
-        """
-        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-        heartbeat.start(alive)
-        self._contexts = contexts
-        self._begin_stage(config["stage"])
-        self._work.begin(config)
-
-    def reset_config(self, new_config: Json) -> bool:
-        """Begin another trial, of the same stage or another; nothing of one stage is kept for the next."""
-        if new_config["stage"] != self._stage:
-            self._begin_stage(new_config["stage"])
-        self._work.begin(new_config)
-        return True
-
-    def _begin_stage(self, name: str) -> None:
-        context = self._contexts[name]
-        self._work: Work = ScoreTrial(context) if context.scores is not None else DistillTrial(context)
-        self._stage = name
-
-    def step(self) -> Json:
-        """Of the stage's kind of trial; see `Work.step`."""
-        return self._work.step()
-
-    def cleanup(self) -> None:
-        self._work.cleanup()
-
-
-class Work(ABC):
+class StudentTrial(ABC):
     """What both kinds of trial do: survive their own errors, and be reused by many trials of a stage."""
 
     def __init__(self, context: StageContext) -> None:
@@ -100,7 +58,7 @@ class Work(ABC):
     def _is_done(self, reports: list[Json]) -> bool: ...
 
     def step(self) -> Json:
-        """Reports of one or several of the run's trials: a list, since Tune takes nested mappings apart.
+        """Reports of one or several of the run's trials.
 
         An error that would come again ends a trial with its reason; what a lost worker was doing is taken up again.
 
@@ -108,8 +66,7 @@ class Work(ABC):
             WorkerSpoilt: out of memory, or a broken device: the worker is given up.
         """
         reports = self._step()
-        worker = f"{os.uname().nodename}:{os.getpid()}"
-        return {"reports": [{"worker": worker, **report} for report in reports], "done": self._is_done(reports)}
+        return {"reports": reports, "done": self._is_done(reports)}
 
     def cleanup(self) -> None:  # noqa: B027 (there may be nothing to do)
         """Let go of the trial."""
@@ -121,7 +78,7 @@ class Work(ABC):
         return self._teachers[name]
 
 
-class DistillTrial(Work):
+class DistillTrial(StudentTrial):
     """Distils one student; reports after each epoch.
 
     Its config: `number` and `seed` of the trial; `arch`; `control` (train without the teacher); `settings` (losses,
@@ -284,7 +241,7 @@ class DistillTrial(Work):
         found["latency_ms"] = latency_ms(member.net, data.task, context.device)
         found |= {f"deployed_{name}": value for name, value in _deployed(member, data.task).items()}
         if teacher := context.teachers.get("teacher"):
-            found["compression"] = sum(array.nbytes for array in teacher.weights.values()) / member.deployed_bytes()
+            found["compression"] = sum(array.nbytes for array in teacher.weights().values()) / member.deployed_bytes()
         return found
 
     @cached_property
@@ -331,7 +288,7 @@ def _deployed(member: Member, task: Task) -> dict[str, int]:
     return {"params": numbers, "flops": flops(member.net, task), "bytes": member.deployed_bytes()}
 
 
-class ScoreTrial(Work):
+class ScoreTrial(StudentTrial):
     """Scores many candidates without training them; reports those that it is through with every two seconds or so.
 
     Its config: `trials`, a list of `{number, seed, arch}`.
@@ -377,3 +334,9 @@ class ScoreTrial(Work):
         metrics, reasons = scores.compute(context.scores, probe)
         reasons = {name: redacted(text) for name, text in reasons.items()}
         return {"epoch": 0, "metrics": metrics, "reasons": reasons, "done": True}
+
+
+def trial_of(make_context: Callable[[Data], StageContext], data: Data) -> StudentTrial:
+    """A stage's kind of trial, for a worker that has the images."""
+    context = make_context(data)
+    return ScoreTrial(context) if context.scores is not None else DistillTrial(context)

@@ -10,7 +10,7 @@ import numpy as np
 from orchestrator import outcome
 from orchestrator.book import Book, Proposal
 from orchestrator.checks import check_stage
-from orchestrator.errors import Interrupted, RunFailed
+from orchestrator.errors import CannotGoOn, Interrupted, RunFailed
 from orchestrator.feasible import Feasible
 from orchestrator.ledger import Event, Ledger
 from orchestrator.pipeline import announce, sees_test_images
@@ -21,7 +21,7 @@ from orchestrator.replay.simulation import Clock, Simulation
 from orchestrator.replay.table import Table
 from orchestrator.run_directory import Run
 from orchestrator.specs import StageSpec
-from orchestrator.stage import StageFailed, check_failures, survivors
+from orchestrator.stage import check_failures, survivors
 from spaces import BadInput, Space, unknown
 
 
@@ -116,7 +116,7 @@ class Replay:
         """Run, go on with, or read back each stage in order; the book of each that has ended.
 
         Raises:
-            StageFailed: nobody can go on.
+            CannotGoOn: nobody can go on.
         """
         known, kept = list(events), None
         given = [Proposal(arch, self.table.space.hash(arch), self.feasible.cost(arch)) for arch in self.recipe.given]
@@ -149,7 +149,7 @@ class Replay:
                 run.sync()
         except KeyboardInterrupt:
             raise Interrupted from None
-        except StageFailed as error:
+        except CannotGoOn as error:
             run.write_tables()
             raise RunFailed(f"{error}; mend the table or {run.path / 'recipe.yaml'} and resume") from error
         outcome.keep(run, None)
@@ -187,7 +187,7 @@ def simulate(recipe: Recipe, table: Table) -> list[Event]:
 
     Raises:
         BadInput: the recipe and the table do not go together.
-        StageFailed: nobody can go on.
+        CannotGoOn: nobody can go on.
     """
     clock = Clock()
     ledger = InMemory(clock)

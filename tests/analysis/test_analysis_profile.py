@@ -84,6 +84,37 @@ def test_each_second_of_two_slots_is_somewhere(tmp_path: Path) -> None:
     assert useful_percent(table) == pytest.approx(100 * useful / (30 - 11.0))
 
 
+def test_a_teacher_that_is_trained_beside_a_stage_is_work_of_that_stage_s_slot(tmp_path: Path) -> None:
+    """From 2 s on, for 6 s; 5 of them while others are scored, 1 between the stages."""
+    run = Written()
+    run.begin("score", "score")
+    run.report("score", 4.0, 2.0, "n:2", snip=1.0)
+    run.report("score", 2.0, 2.0, "n:2", snip=1.0)
+    run.end("score", 1.0, slots=2)
+    run.now += 1
+    run.add("teacher", name="resnet", seconds=6.0, worker="n:1")
+    run.begin("short")
+    run.report("short", 1.0, 1.0, "n:1", student_seconds=1.0)
+    run.end("short", 0.0, slots=2)
+    table = analysis.profile(run.results(tmp_path / "run"))
+    assert seconds(table, "score") == pytest.approx({"teacher": 5.0, "scoring": 4.0, "start-up": 4.0, "waiting": 1.0})
+    assert seconds(table, OUTSIDE) == pytest.approx({"teacher": 1.0, "waiting": 1.0})
+    assert seconds(table, "short") == pytest.approx({"student": 1.0, "waiting": 1.0})
+
+
+def test_two_teachers_are_trained_at_once_before_the_first_stage(tmp_path: Path) -> None:
+    run = Written()
+    run.now += 5
+    run.add("teacher", which="teacher", name="resnet", seconds=3.0, worker="n:1")
+    run.now += 1
+    run.add("teacher", which="teacher1", name="resnet", seconds=3.0, worker="n:2")
+    run.begin("short")
+    run.report("short", 1.0, 1.0, "n:1", student_seconds=1.0)
+    run.end("short", 0.0, slots=2)
+    table = analysis.profile(run.results(tmp_path / "run"))
+    assert seconds(table, OUTSIDE) == pytest.approx({"teacher": 6.0, "waiting": 2.0, "start-up": 4.0})
+
+
 def test_scores_told_at_once_were_worked_on_one_after_the_other(tmp_path: Path) -> None:
     run = Written()
     run.begin("score", "score")
@@ -143,21 +174,26 @@ def ledgers(draw: st.DrawFn) -> tuple[Written, dict[str, float]]:
     run.now += draw(PERIOD)
     if draw(st.booleans()):
         run.add("teacher", name="resnet", seconds=draw(st.none() | PERIOD))
+    beside = draw(st.none() | st.integers(0, 2))
     for number in range(draw(st.integers(0, 3))):
         name, slots, scoring = f"s{number}", draw(st.integers(1, 3)), draw(st.booleans())
         run.now += draw(PERIOD)
         run.begin(name, "score" if scoring else "distill")
+        slots += beside == number  # one of them trains a teacher
         wholes[name] = 0.0
         for session in range(draw(st.integers(1, 3))):
             if session:
                 run.now += 100
                 run.add("resume")
             began = run.now
-            for time, work, worker in draw(sessions(slots, f"{number}{session}")):
+            for time, work, worker in draw(sessions(slots - (beside == number), f"{number}{session}")):
                 told = () if scoring else draw(st.sets(st.sampled_from(TOLD)))
                 metrics = {metric: draw(PERIOD) for metric in sorted(told)}
                 run.report(name, began + time - run.now, work, worker, **metrics)
             wholes[name] += slots * (run.now - began)
+        if beside == number:
+            taught = draw(st.floats(0, run.now - began))
+            run.add("teacher", which="teacher1", name="resnet", seconds=taught, worker="another:0")
         rest = draw(PERIOD)
         run.end(name, rest, slots)
         wholes[name] += slots * rest

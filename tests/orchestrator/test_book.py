@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 import analysis
 from orchestrator import schedulers
 from orchestrator.book import Book, Proposal
+from orchestrator.errors import CannotGoOn
 from orchestrator.ledger import Ledger
 from orchestrator.recipe import Recipe
 from orchestrator.specs import StageSpec
-from orchestrator.stage import StageFailed, survivors
+from orchestrator.stage import survivors
 
 ASHA = {"name": "asha", "min_epochs": 1, "reduction_factor": 2}
 
@@ -304,7 +305,7 @@ def test_where_nobody_has_a_value_the_stage_fails_unless_it_is_the_last(make_boo
         book.report(width, 0, {"snip": None}, seconds=0.1, worker="w:1", reasons={"snip": why})
         book.end(width, "completed")
     assert survivors(book, last=True) == []
-    with pytest.raises(StageFailed, match=r"no candidate has a value of the objective .*; snip: common$"):
+    with pytest.raises(CannotGoOn, match=r"no candidate has a value of the objective .*; snip: common$"):
         survivors(book, last=False)
 
 
@@ -313,7 +314,7 @@ def test_where_all_failed_nobody_goes_on(make_book):
         book = make_book(**kind)
         book.propose(proposal(1))
         book.end(0, "failed", "out of memory")
-        with pytest.raises(StageFailed, match="all 1 trials failed; out of memory"):
+        with pytest.raises(CannotGoOn, match="all 1 trials failed; out of memory"):
             survivors(book, last=True)
 
 

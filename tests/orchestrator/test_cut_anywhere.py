@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.tune.schedulers import TrialScheduler
 
 import spaces
 from orchestrator import schedulers
@@ -146,7 +147,7 @@ def drive(book: Book, proposer: Proposer, workers: int) -> Iterator[None]:
         at = int(generator("order", len(lines(book))).integers(len(running)))
         tune_trial, reports = running[at]
         report = {"seconds": 0.0, "worker": "w:1", **next(reports)}
-        if scheduler.on_trial_result(None, tune_trial, {"reports": [report]}) == BookScheduler.STOP:
+        if scheduler.on_trial_result(None, tune_trial, {"reports": [report]}) == TrialScheduler.STOP:
             del running[at]
         assert book.failure is None
         yield

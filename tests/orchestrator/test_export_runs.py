@@ -16,7 +16,7 @@ from object_store import ObjectStore
 import analysis
 import orchestrator
 from analysis.remote import Address
-from orchestrator import cli, exporting, outcome, pipeline
+from orchestrator import cli, exporting, outcome, pipeline, teaching
 from orchestrator.book import Book, Trial
 from orchestrator.errors import RunFailed
 from orchestrator.exporting import Exported
@@ -66,6 +66,7 @@ def trained(what: Recipe, storage: Path, name: str = "tiny") -> Path:
     with Run.create(what, storage, name) as run:
         search = Search.prepare(run.recipe)
         taught_by = {which: teacher(run, search, which) for which in search.teachers}
+        taught_by = dict(teaching.of_stage(stage, taught_by, run, search))
         pipeline._announce(run.ledger, 0, stage, search, taught_by)
         book, proposer = search.book(stage, run.ledger), search.proposer(stage, None)
         context = pipeline._context(run, search, 0, stage, taught_by)
@@ -89,7 +90,7 @@ def teacher(run: Run, search: Search, which: str) -> TeacherContext:
     told = {"name": "resnet | `4`", "source": "random", "seconds": 0.0, "metrics": {"test_accuracy": 0.5}}
     run.ledger.append("teacher", which=which, sha256=found, **told)
     weights = {name: tensor.numpy() for name, tensor in member.net.state_dict().items()}
-    return TeacherContext(config, weights, found, None)
+    return TeacherContext(config, lambda: weights, found, None)
 
 
 def train(book: Book, trial: Trial, context: StageContext) -> None:

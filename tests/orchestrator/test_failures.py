@@ -15,7 +15,7 @@ import analysis
 import spaces
 from orchestrator import schedulers
 from orchestrator.book import Book, Proposal
-from orchestrator.errors import Interrupted
+from orchestrator.errors import CannotGoOn
 from orchestrator.failures import begin_again, commonest, said_of
 from orchestrator.feasible import Feasible
 from orchestrator.ledger import Ledger
@@ -23,7 +23,7 @@ from orchestrator.proposers import PopulationProposer, SearchProposer
 from orchestrator.recipe import Recipe
 from orchestrator.search import BookScheduler, BookSearcher
 from orchestrator.specs import StageSpec
-from orchestrator.stage import StageFailed, TrialsFailed, check_failures, survivors
+from orchestrator.stage import TrialsFailed, check_failures, survivors
 from spaces import BadInput, Space, Task
 from trainables.failures import WorkerSpoilt, reason, spoils, timed
 from trainables.fit import NonFiniteLoss
@@ -178,13 +178,6 @@ def test_the_only_one_that_a_lost_chunk_had_left_is_blamed(folder: Path) -> None
     assert [trial.status for trial in stage.book.trials.values()] == ["completed", "failed"]
 
 
-class NoTrials:
-    """A controller of Tune's whose trials have all ended."""
-
-    def get_trials(self) -> list[Any]:
-        return []
-
-
 class LastReport:
     """A trial of Tune's whose last report has come."""
 
@@ -203,8 +196,7 @@ def test_a_disk_in_trouble_is_no_trial_s_fault_even_in_its_last_report(folder: P
     assert str(stage.book.failure) == f"[Errno {errno.EDQUOT}] Disk quota exceeded"
     assert (stage.book.trials[0].status, stage.book.trials[0].lost) == ("waiting", [])
     assert searcher.suggest("more") == "FINISHED"  # Tune would ask for ten minutes where nothing runs
-    with pytest.raises(Interrupted):
-        scheduler.choose_trial_to_run(NoTrials())  # type: ignore[arg-type]
+    assert scheduler.failure is stage.book.failure  # for which the experiment is ended
 
 
 def test_a_population_that_does_not_come_to_its_end_has_no_survivors(folder: Path) -> None:
@@ -302,7 +294,7 @@ def test_a_short_stage_is_judged_at_its_end(folder: Path) -> None:
     for number in (1, 2):
         stage.book.end(number, "failed", "x")
     check_failures(stage.book)
-    with pytest.raises(StageFailed, match=r"2 of 3 trials failed \(max_failure_rate 0.5\); x"):
+    with pytest.raises(CannotGoOn, match=r"2 of 3 trials failed \(max_failure_rate 0.5\); x"):
         survivors(stage.book, last=True)
 
 

@@ -510,7 +510,7 @@ def test_scores_that_read_no_teacher_do_not_depend_on_it(monkeypatch):
     def with_teacher(scores: list[str], name: str) -> dict[str, Any]:
         what = recipe({**SCORE, "scores": scores}, OF_SURVIVORS, **TAUGHT)
         search = Search.prepare(what)
-        taught_by = {"teacher": TeacherContext(search.teachers["teacher"], {}, name, None)}
+        taught_by = {"teacher": TeacherContext(search.teachers["teacher"], dict, name, None)}
         return {stage.name: reuse.basis(search, stage, taught_by, False) for stage in what.stages}
 
     one, other = with_teacher(["snip"], "a"), with_teacher(["snip"], "b")

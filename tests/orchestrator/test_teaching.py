@@ -5,8 +5,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
-from ray.exceptions import RaySystemError
 
 from orchestrator import kept_outputs, teaching
 from trainables.context import TeacherContext
@@ -27,15 +25,7 @@ def test_outputs_of_a_run_in_a_store_lie_in_each_nodes_cache(
         path=runs / "store" / "a", store=SimpleNamespace(remote=True), recipe=SimpleNamespace(teacher_cache_gb=1.0)
     )
     search: Any = SimpleNamespace(teacher_net=lambda _: None, declared=lambda _: None, data=None, teachers=["teacher"])
-    teacher = TeacherContext(TeacherConfig(timm="resnet10t", random=True), {}, "a", None)
+    teacher = TeacherContext(TeacherConfig(timm="resnet10t", random=True), dict, "a", None)
     stage: Any = SimpleNamespace(trial="distill")
     found = teaching.of_stage(stage, {"teacher": teacher}, run, search)
     assert found["teacher"].outputs == Path("runs/store/a/teacher-outputs")
-
-
-def test_giving_up_is_no_error_where_ray_has_died(monkeypatch: pytest.MonkeyPatch) -> None:
-    def dead(*_: Any, **__: Any) -> None:
-        raise RaySystemError("Ray has not been started yet")
-
-    monkeypatch.setattr(ray, "cancel", dead)
-    teaching._cancel(object())

@@ -87,7 +87,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> StageContext:
     member = teachers.build(config, search.data)
     weights = {name: tensor.numpy() for name, tensor in member.net.state_dict().items()}
     folder = tmp_path_factory.mktemp("trials")
-    teacher = TeacherContext(config, weights, teachers.weights_hash(member), folder / "teacher-outputs")
+    teacher = TeacherContext(config, lambda: weights, teachers.weights_hash(member), folder / "teacher-outputs")
     return StageContext(search.data, search.space, {"teacher": teacher}, 0, folder, gpu=False, epochs=EPOCHS)
 
 

@@ -32,7 +32,7 @@ def context(data: Data, tmp_path: Path) -> StageContext:
     config = teachers.TeacherConfig(space="resnet", arch={**ARCH, "width": 12}, random=True)
     member = teachers.build(config, data)
     weights = {name: tensor.numpy() for name, tensor in member.net.state_dict().items()}
-    known = {"teacher": TeacherContext(config, weights, teachers.weights_hash(member), None)}
+    known = {"teacher": TeacherContext(config, lambda: weights, teachers.weights_hash(member), None)}
     return StageContext(data, spaces.get("resnet"), known, 0, tmp_path, gpu=False, epochs=EPOCHS, test=True)
 
 

@@ -39,7 +39,7 @@ def context(data: Data, tmp_path: Path) -> StageContext:
 def a_context(data: Data, folder: Path, config: teachers.TeacherConfig) -> StageContext:
     member = teachers.build(config, data)
     weights = {name: tensor.numpy() for name, tensor in member.net.state_dict().items()}
-    teacher = TeacherContext(config, weights, teachers.weights_hash(member), folder / "teacher-outputs")
+    teacher = TeacherContext(config, lambda: weights, teachers.weights_hash(member), folder / "teacher-outputs")
     space = spaces.get("resnet")
     return StageContext(
         data, space, {"teacher": teacher}, 0, folder / "stage", gpu=False, epochs=EPOCHS, objective=OBJECTIVE

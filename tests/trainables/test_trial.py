@@ -10,10 +10,12 @@ import weakref
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from torch import nn
 
@@ -28,7 +30,8 @@ from trainables.data import DataConfig, load
 from trainables.failures import WorkerSpoilt
 from trainables.regimes import REGIMES
 from trainables.scores import SCORES
-from trainables.trial import DistillTrial, Json, ScoreTrial, StudentTrial
+from trainables.trial import DistillTrial, Json, ScoreTrial, trial_of
+from trainables.worker import Worker
 
 EPOCHS = 4
 ARCH = {"depth1": 1, "depth2": 1, "depth3": 1, "width": 4}
@@ -55,7 +58,7 @@ def context(data: Data, tmp_path: Path) -> StageContext:
     weights = {name: tensor.numpy() for name, tensor in member.net.state_dict().items()}
     for array in weights.values():
         array.flags.writeable = False  # as they come from the object store
-    teacher = TeacherContext(config, weights, teachers.weights_hash(member), tmp_path / "teacher-outputs")
+    teacher = TeacherContext(config, lambda: weights, teachers.weights_hash(member), tmp_path / "teacher-outputs")
     return StageContext(
         data, spaces.get("resnet"), {"teacher": teacher}, 0, tmp_path / "stage", gpu=False, epochs=EPOCHS
     )
@@ -144,7 +147,6 @@ def test_a_report_has_its_figures_and_their_costs(context) -> None:
     for report in reports:
         metrics = report["metrics"]
         assert report["number"] == 5
-        assert report["worker"]
         assert metrics["objective"] == metrics["valid_accuracy"] + 0.25 * metrics["teacher_similarity"]
         assert metrics["train_loss"] == pytest.approx(0.1 * metrics["cross_entropy_loss"] + 0.9 * metrics["kd_loss"])
         assert {"agreement", "kl", "cka", "rdm"} <= metrics.keys()
@@ -532,22 +534,34 @@ def test_a_score_without_a_value_is_nan_with_its_reason(scoring) -> None:
     assert set(report["reasons"]) == set(terms)
 
 
-def test_a_worker_goes_from_stage_to_stage_and_back_as_fresh_ones_would(context, scoring, tmp_path) -> None:
-    """Tune's trainable, without Tune's own constructor, which needs Ray."""
-    worker = StudentTrial.__new__(StudentTrial)
-    short, score = {"stage": "short", **config_of(20)}, {"stage": "score", "trials": CANDIDATES}
-    worker.setup(short, {"short": context, "score": scoring}, alive=tmp_path / "nobody-looks")
-    steps(worker, 1)  # left in the middle
-    assert worker.reset_config(score)
+def test_a_worker_goes_from_kind_to_kind_of_work_and_back_as_fresh_ones_would(
+    context, scoring, tmp_path, monkeypatch
+) -> None:
+    """Tune's trainable, without Tune's own constructor and the object store, which need Ray."""
+    monkeypatch.setattr(ray, "get", lambda reference: reference)
+    short, score = ({"shared": partial(trial_of, kind.but_for_images())} for kind in (context, scoring))
+    worker = Worker.__new__(Worker)
+    worker.setup({**short, **config_of(20)}, context.data, alive=tmp_path / "nobody-looks")
+    [report] = steps(worker, 1)  # left in the middle
+    assert report["worker"].endswith(f":{os.getpid()}")
+    assert worker.reset_config({**score, "trials": CANDIDATES})
     reports, done = [], False
     while not done:
         result = worker.step()
         reports, done = [*reports, *result["reports"]], result["done"]
     assert numbers(reports) == numbers(scored(scoring, CANDIDATES))
     worker.cleanup()
-    assert worker.reset_config({"stage": "short", **config_of(21)})
+    assert worker.reset_config({**short, **config_of(21)})
     assert numbers(steps(worker)) == numbers(distil(config_of(), elsewhere(context)))
     worker.cleanup()
+
+
+@pytest.mark.parametrize("of", ["context", "scoring"])
+def test_a_context_travels_without_its_images(of: str, request: pytest.FixtureRequest) -> None:
+    context = request.getfixturevalue(of)
+    shipped = context.but_for_images()
+    assert context.data not in shipped.keywords.values()
+    assert shipped(context.data) == context
 
 
 def test_another_seed_is_another_initialisation_on_the_same_images(scoring) -> None:
