@@ -43,10 +43,10 @@ def obtain(
     Args:
         expected: the hash of the weights that are wanted again; one in the cache that has another is not taken.
     """
-    import torch._dynamo
-
     device = torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
     member = teachers.build(config, data)
+    if config.train_epochs:
+        from torch import _dynamo  # noqa: F401 (2 s that the first optimiser would take, and count as training)
     started, kept = time.perf_counter(), False
     if config.weights:
         teachers.load_weights(member, Path(config.weights))
