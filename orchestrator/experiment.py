@@ -9,7 +9,6 @@ with all that they have imported.
 import logging
 import shutil
 import threading
-from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for
 from contextlib import ExitStack
@@ -34,7 +33,7 @@ from orchestrator.errors import CannotGoOn, Interrupted
 from orchestrator.nodes import AsManyAsFit, trials_held
 from orchestrator.search import Config, NotTunesToKeep
 from orchestrator.specs import Resources
-from orchestrator.watch import LEAVE, TICK, ClusterLost, Watch
+from orchestrator.watch import LEAVE, TICK, ClusterLost, Watch, watched
 from trainables import heartbeat
 from trainables.contracts import Data
 from trainables.worker import Worker
@@ -107,7 +106,7 @@ class Experiment:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Let Tune see its workers off, for seconds at most."""
-        if error is not None and self._thread is not None:
+        if error is not None and self._thread is not None and not self._ended.done():
             self.halt()
         self._searcher.turns.put(None)
         if self._thread is not None:
@@ -193,9 +192,13 @@ class Experiment:
         return min(most, self.workers) if self.workers else most
 
 
-def put(make_work: Callable[[Data], Any]) -> ray.ObjectRef:
-    """What makes a kind of work, put into the cluster's object store once: the `shared` of a worker's config."""
-    return ray.put(make_work)
+def put(value: Any) -> ray.ObjectRef:
+    """Something put into the cluster's object store, for as long as this process refers to it.
+
+    What makes a kind of work from the run's images is the `shared` of a worker's config.
+    """
+    reference: ray.ObjectRef = watched(lambda: ray.put(value))
+    return reference
 
 
 class TurnSearcher(NotTunesToKeep, Searcher):

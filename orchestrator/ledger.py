@@ -6,6 +6,7 @@ What is written here is the truth; Tune's state, Optuna's studies, the Parquet f
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ class Ledger:
         self.clock: Callable[[], float] = time.time  # of the events; virtual in a replay
         _drop_torn_line(path)
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (held for the life of the run)
+        self._one_at_a_time = threading.Lock()  # a teacher may come while a stage begins
         self.failure: OSError | None = None  # why nothing more may be written: the run's object store stays away
 
     def append(self, event: str, **values: Any) -> Event:
@@ -38,6 +40,12 @@ class Ledger:
         line = json.dumps({"event": event, "time": self.clock(), **values}, default=_plain, allow_nan=True)
         plain: Event = _without_nan(json.loads(line))
         data = (json.dumps(plain, separators=(",", ":"), allow_nan=False) + "\n").encode()
+        with self._one_at_a_time:
+            self._write(data)
+        return plain
+
+    def _write(self, data: bytes) -> None:
+        """All of it or nothing."""
         # Not tell(): after an earlier failure the position lies beyond the end.
         before = os.fstat(self._file.fileno()).st_size
         try:
@@ -48,7 +56,6 @@ class Ledger:
         except OSError:
             self._file.truncate(before)
             raise
-        return plain
 
     def close(self) -> None:
         """Close the file."""

@@ -40,8 +40,8 @@ class Obtaining:
         self.scheduler = TeachersScheduler(lambda: bool(self._left or self._out))
 
     def wait(self, workers: int) -> None:
-        """From now on nothing else is done until all teachers are there: that many more workers may as well start."""
-        self._spare = workers
+        """From now on nothing else is done until all teachers are there: that many workers may as well start."""
+        self._spare = max(0, workers - len(self._configs))
 
     def suggest(self, trial_id: str) -> Config | str | None:
         """The next teacher; None while others are worked on."""

@@ -77,7 +77,10 @@ def _stage(
     events = [event for event in run.events() if event.get("stage") == stage.name]
     for event in events:
         book.apply(event)
-    context = None if book.ended else _context(run, search, index, stage, teachers.of_stage(stage))
+    context = None
+    if not book.ended:
+        taught_by = teachers.of_stage(stage, len(survivors or search.students))
+        context = _context(run, search, index, stage, taught_by)
     if context is not None and not events:
         book.apply(_announce(run.ledger, index, stage, search, context.teachers))
     for proposal in book.proposals:

@@ -53,7 +53,7 @@ class StageRun:
             CannotGoOn: nobody can go on; see `check_failures` and `survivors`.
         """
         slots = watched(self.experiment.slots)
-        shared = watched(lambda: put(partial(trial_of, self.context.but_for_images())))
+        shared = put(partial(trial_of, self.context.but_for_images()))
         started = time.monotonic()
         self.book.mend()
         check_failures(self.book)  # a resumed stage, of which too many had failed

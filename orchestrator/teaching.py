@@ -49,24 +49,31 @@ class Teachers:
             watched(experiment.slots)  # or nobody would ever obtain them
             experiment.begin(self._turn)
 
-    def all(self) -> Mapping[str, TeacherContext]:
+    def all(self, trials: int = 0) -> Mapping[str, TeacherContext]:
         """Waits until they are there.
+
+        Args:
+            trials: that will begin then, for which workers may as well start.
 
         Raises:
             CannotGoOn, RunFailed: one of them cannot be had.
         """
         if len(self._known) < len(self._search.teachers):
-            self._obtaining.wait(watched(self._experiment.slots))
+            self._obtaining.wait(min(trials, watched(self._experiment.slots)))
             watched(lambda: self._experiment.finish(self._turn), give_up=self._experiment.halt)
         return {name: self._known[name] for name in self._search.teachers}
 
-    def of_stage(self, stage: StageSpec) -> Mapping[str, TeacherContext]:
-        """As a stage needs them: as they are, for which it waits, with a place for their outputs; or as initialised."""
+    def of_stage(self, stage: StageSpec, candidates: int) -> Mapping[str, TeacherContext]:
+        """As a stage needs them: as they are, for which it waits, with a place for their outputs; or as initialised.
+
+        Args:
+            candidates: that the stage begins with, where it does not say how many it tries.
+        """
         if not reads_teacher(stage):
             return {}
         if stage.trial == "score" and stage.teacher != "given":
             return {name: _untrained(self._search, name) for name in self._search.teachers}
-        return of_stage(stage, self.all(), self._run, self._search)
+        return of_stage(stage, self.all(stage.trials or candidates), self._run, self._search)
 
     def _config(self, name: str) -> Config:
         recipe = self._run.recipe
@@ -98,7 +105,6 @@ class Teachers:
         member = teachers.build(config, search.data)
         member.net.load_state_dict({n: torch.from_numpy(np.array(array)) for n, array in trained.weights.items()})
         teachers.save_weights(member, path)
-        self._known[name] = TeacherContext(config, in_store(trained.weights), trained.hash, None)
         run.ledger.append(
             "teacher",
             which=name,
@@ -111,11 +117,12 @@ class Teachers:
             params=cost.params(member.net),
             flops=cost.flops(member.net, search.data.task),
         )
+        self._known[name] = TeacherContext(config, in_store(trained.weights), trained.hash, None)
 
 
 def in_store(weights: Mapping[str, np.ndarray]) -> Callable[[], Mapping[str, np.ndarray]]:
     """Weights in the cluster's object store, from where workers map them. It is the driver that keeps them there."""
-    return partial(_fetched, ray.put(dict(weights)))
+    return partial(_fetched, put(dict(weights)))
 
 
 def _fetched(reference: ray.ObjectRef) -> Mapping[str, np.ndarray]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -54,6 +55,32 @@ def test_what_is_returned_is_what_can_be_read(tmp_path):
     assert read(tmp_path / "l") == [event]
     assert (event["tuple"], event["keys"], event["path"], event["third"]) == ([1, 2], {"1": "a"}, "a/b", 1 / 3)
     assert event["bad"] == [None, None]
+
+
+def test_events_of_two_threads_do_not_mix(tmp_path):
+    """A teacher that has come is noted while a stage begins, on a disk that takes a line in pieces."""
+
+    class InPieces:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, data):
+            time.sleep(0.0005)
+            return self.file.write(data[:16])
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    with Ledger(tmp_path / "l") as ledger:
+        ledger._file = InPieces(ledger._file)
+        threads = [Thread(target=lambda who=who: [ledger.append("x", who=who, n=n) for n in range(20)]) for who in "ab"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    events = read(tmp_path / "l")
+    for who in "ab":
+        assert [event["n"] for event in events if event["who"] == who] == list(range(20))
 
 
 def test_numpy_scalars_become_numbers(tmp_path):

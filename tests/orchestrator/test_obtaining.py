@@ -52,7 +52,7 @@ def test_while_all_wait_for_a_teacher_other_workers_start_and_stay_ready_until_i
     handed = obtaining(Taken(), "teacher")
     handed.suggest("a")
     assert handed.suggest("b") is None  # there may be other work for a worker
-    handed.wait(2)
+    handed.wait(3)  # one of them has the teacher
     assert [handed.suggest(name) for name in "bcd"] == [IDLE, IDLE, None]
     decide: Any = handed.scheduler.on_trial_result
     assert decide(None, None, {"reports": []}) == TrialScheduler.CONTINUE
