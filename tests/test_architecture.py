@@ -78,7 +78,7 @@ def users(names: set[str]) -> set[str]:
 
 def test_tunes_trainables_are_in_one_file():
     names = {"tune.Trainable", "ray.tune.Trainable", "ray.tune.trainable.Trainable"}
-    assert users(names) == {"trainables/trial.py"}
+    assert users(names) == {"trainables/worker.py"}
 
 
 def test_only_the_experiment_builds_a_tuner():
