@@ -98,7 +98,7 @@ def test_a_job_is_sent_let_go_of_found_again_stopped_and_gone_on_with(dashboard:
     sent = ["tiny.yaml", *to, "--storage", str(tmp_path / "runs")]
 
     first = dux(tmp_path, *sent)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 180
     while not (run / "ledger.jsonl").exists() or '"report"' not in (run / "ledger.jsonl").read_text():
         assert time.monotonic() < deadline
         assert first.poll() is None, ended(first)
