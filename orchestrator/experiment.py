@@ -9,6 +9,7 @@ with all that they have imported.
 import logging
 import shutil
 import threading
+import time
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for
 from contextlib import ExitStack
@@ -39,6 +40,7 @@ from trainables.contracts import Data
 from trainables.worker import Worker
 
 MOST = 10**6  # workers
+LONG = 0.1  # seconds to propose a trial in; Tune waits for as long, where nothing happens, before it asks again
 
 
 class Proposes(Protocol):
@@ -211,16 +213,19 @@ class TurnSearcher(NotTunesToKeep, Searcher):
         self.one_waits = False  # a Tune trial, for a worker
         self._open: list[Turn] = []
         self._running = 0
-        self._worker_is_free = self._ended = False
+        self._worker_is_free = self._to_be_given = self._ended = False
 
     def suggest(self, trial_id: str) -> Config | str | None:  # type: ignore[override]
         """What one of them suggests. Waits for the next turn where nothing runs: Tune would ask once a second.
 
-        Tune asks for more before it gives a trial that waits to a worker that has become free, which would wait too.
+        Tune asks for all that may run before it gives any of it to a worker, which would wait for what takes long to
+        propose. So nothing is suggested right after that, after a trial that goes first, or when a worker becomes free
+        for one that waits.
         """
-        if self._worker_is_free and self.one_waits:
-            self._worker_is_free = False
+        if self._to_be_given or (self._worker_is_free and self.one_waits):
+            self._to_be_given = self._worker_is_free = False
             return None
+        began = time.monotonic()
         while not self._ended:
             while not self.turns.empty():
                 self._take()
@@ -232,10 +237,12 @@ class TurnSearcher(NotTunesToKeep, Searcher):
                 elif found is not None:
                     self.turn_of[trial_id] = turn
                     self._running += 1
+                    self._to_be_given = turn.first or time.monotonic() - began > LONG
                     return found
             if self._open or self._running:
                 return None
             self._take()
+            began = time.monotonic()
         return Searcher.FINISHED
 
     def _take(self) -> None:

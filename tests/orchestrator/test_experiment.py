@@ -10,6 +10,7 @@ import ray
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import Searcher
 
+from orchestrator import experiment
 from orchestrator.errors import CannotGoOn, Interrupted
 from orchestrator.experiment import MOST, Turn, TurnScheduler, TurnSearcher
 
@@ -144,6 +145,20 @@ def test_a_worker_that_has_become_free_gets_what_waits_before_more_is_proposed(s
     assert chosen(trials, scheduler) is None
     searcher.on_trial_complete("b")
     assert searcher.suggest("d") == {"x": 4}  # nothing waits
+
+
+@pytest.mark.parametrize("why", ["goes first", "took long"])
+def test_a_trial_is_given_to_a_worker_before_the_next_is_proposed(
+    why: str, searcher: TurnSearcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A teacher, or the first worker of all, need not wait until the others have something to do."""
+    now = [0.0]
+    monkeypatch.setattr(experiment.time, "monotonic", lambda: now[0])
+    turn = turn_of({"x": 1}, {"x": 2}, {"x": 3}, first=why == "goes first")
+    if why == "took long":
+        suggest, turn.searcher.suggest = turn.searcher.suggest, lambda name: now.append(now.pop() + 1) or suggest(name)  # type: ignore[method-assign, func-returns-value]
+    searcher.turns.put(turn)
+    assert [searcher.suggest(name) for name in "abbc"] == [{"x": 1}, None, {"x": 2}, None]
 
 
 def test_the_end_is_told_to_tune_however_often_it_asks(searcher: TurnSearcher) -> None:
