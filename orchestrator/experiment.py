@@ -1,5 +1,4 @@
-"""A run's one Tune experiment, whose workers stay from its teachers to its end: the only place that builds a
-`tune.Tuner`.
+"""A run's one Tune experiment, whose workers stay from its teachers to its end: all that builds a `tune.Tuner`.
 
 Tune knows of no stages. Its searcher and its scheduler hand on to those whose turn it is: of a stage, and beside it of
 teachers that are still to be had. Where there is nothing to do the searcher keeps Tune waiting, while its workers wait
@@ -32,7 +31,7 @@ from orchestrator import cluster
 from orchestrator.disk import TUNE
 from orchestrator.errors import CannotGoOn, Interrupted
 from orchestrator.nodes import AsManyAsFit, trials_held
-from orchestrator.search import Config, NotTunesToKeep
+from orchestrator.search import Config
 from orchestrator.specs import Resources
 from orchestrator.watch import LEAVE, TICK, ClusterLost, Watch, watched
 from trainables import heartbeat
@@ -201,6 +200,13 @@ def put(value: Any) -> ray.ObjectRef:
     """
     reference: ray.ObjectRef = watched(lambda: ray.put(value))
     return reference
+
+
+class NotTunesToKeep:
+    """Tune pickles searcher and scheduler into a state of its own, which dux never reads: the ledger is the truth."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
 
 
 class TurnSearcher(NotTunesToKeep, Searcher):

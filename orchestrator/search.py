@@ -26,13 +26,6 @@ def full_disk(folder: Path) -> OSError | None:
     return None
 
 
-class NotTunesToKeep:
-    """Tune pickles searcher and scheduler into a state of its own, which dux never reads: the ledger is the truth."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-
 class BookSearcher:
     """Hands out the book's unfinished trials, then new proposals, `chunk` trials to a Tune trial.
 
