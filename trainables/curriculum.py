@@ -89,8 +89,12 @@ class Curriculum:
         """Names what the epochs look like (not the images themselves)."""
         return stable_hash([self.seed, self.batch_size, asdict(self.augment)])[:16]
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch (counted from 1). All randomness is drawn on the CPU: every device sees the same."""
+    def batches(self, epoch: int, within: range | None = None) -> Iterator[Batch]:
+        """The batches of an epoch (counted from 1). All randomness is drawn on the CPU: every device sees the same.
+
+        Args:
+            within: only these, one after the other; None for all.
+        """
         n, (height, width) = len(self.labels), self.images.shape[-2:]
         rng = generator(self.seed, "curriculum", epoch)
         order = rng.permutation(n)
@@ -103,10 +107,11 @@ class Curriculum:
         on_device = {name: torch.from_numpy(draw).to(self.device) for name, draw in draws.items()}
         order_N = torch.from_numpy(order).to(self.device)
         together = self.batch_size * max(1, TOGETHER // (4 * self.images[: self.batch_size].numel()))
-        for i in range(len(self)):
+        views = None
+        for i in range(len(self)) if within is None else within:
             first = i * self.batch_size
-            if first % together == 0:
-                chunk = slice(first, first + together)
+            if views is None or first % together == 0:
+                chunk = slice(first - first % together, first - first % together + together)
                 views = self._view(self.images[order_N[chunk]], {name: draw[chunk] for name, draw in on_device.items()})
             index_B = order_N[first : first + self.batch_size]
             images = views[first % together :][: self.batch_size]

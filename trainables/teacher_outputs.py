@@ -1,13 +1,14 @@
 """The teacher's outputs over the curriculum, computed once and shared by all students of a search.
 
-An epoch's outputs are one safetensors file in a folder that all trials of a node see. The first trial that needs the
-epoch computes it, the others wait for that and map the file; what was computed is still there after a resume. A file's
-name is derived from all that its contents depend on, and its header holds their checksum: a process looks at it the
-first time that it reads the file.
+An epoch's outputs are some safetensors files in a folder that all trials of a node see. The first trial that needs the
+epoch computes them; others that need it meanwhile compute those that it has not come to. They are mapped, and still
+there after a resume. A file's name is derived from all that its contents depend on, and its header holds their
+checksum: a process looks at it the first time that it reads the file.
 """
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,9 @@ from trainables.curriculum import Curriculum
 from trainables.evaluate import Predictions, predict
 from trainables.files import locked, replacing
 from trainables.speed import Passes, Precision
+
+Tensors = dict[str, Tensor]
+PART, PARTS = 4, 8  # batches in a file at least, and files of an epoch at most
 
 
 def bytes_per_image(
@@ -61,7 +65,7 @@ class TeacherOutputs:
         self._views = views
         self._identity = (teacher_hash, data_hash)
         self._pass = Passes(precision)
-        self.passes = 0  # epochs that this process sent through the teacher
+        self.passes = 0  # epochs that this process sent, or began to send, through the teacher
 
     def live(self) -> Member:
         """The teacher itself, for views that only one student sees."""
@@ -76,30 +80,43 @@ class TeacherOutputs:
                 yield self._compute(batch.images, views)
             return
         rounded = "" if self._pass.precision == "float32" else f"-{self._pass.precision}"
-        name = f"{self._curriculum.key()}-{epoch:05d}{rounded}"
-        kept = self._kept(name, views, lambda: self._whole_epoch(epoch, views))
-        stacked = {view: tensor.to(self._curriculum.device) for view, tensor in kept.items()}
+        size = self._batches_in_a_part()
+        parts = {
+            f"{self._curriculum.key()}-{epoch:05d}{f'-{first:05d}' if first else ''}{rounded}": partial(
+                self._part, epoch, views, range(first, min(first + size, len(self._curriculum)))
+            )
+            for first in range(0, len(self._curriculum), size)
+        }
+        stacked = [
+            {view: tensor.to(self._curriculum.device) for view, tensor in kept.items()}
+            for kept in self._all_kept(parts, views)
+        ]
         for i in range(len(self._curriculum)):
-            yield Outputs(stacked["logits"][i], {view: stacked[view][i] for view in views if view != "logits"})
+            part, at = stacked[i // size], i % size
+            yield Outputs(part["logits"][at], {view: part[view][at] for view in views if view != "logits"})
 
     def on(self, name: str, split: Split) -> Predictions:
         """Logits and embedding for the images of a split as they are, on the CPU."""
 
-        def compute() -> dict[str, Tensor]:
+        def compute() -> Tensors:
             found = predict(self._teacher(), split, self._curriculum.device)
             return {"logits": found.logits.cpu().contiguous(), "embedding": found.embedding.cpu().contiguous()}
 
-        kept = compute() if self._folder is None else self._kept(name, (), compute)
+        kept = compute() if self._folder is None else self._all_kept({name: compute}, ())[0]
         return Predictions(kept["logits"], kept["embedding"])
 
     def _wanted(self, epoch: int) -> tuple[str, ...]:
         views = self._views(epoch) if callable(self._views) else self._views
         return tuple(dict.fromkeys(("logits", *views)))
 
-    def _whole_epoch(self, epoch: int, views: Sequence[str]) -> dict[str, Tensor]:
-        self.passes += 1
-        batches: list[dict[str, Tensor]] = []
-        for batch in self._curriculum.batches(epoch):
+    def _batches_in_a_part(self) -> int:
+        """So few that processes which need an epoch at once can share it, and not so few that files are many."""
+        return max(PART, -(-len(self._curriculum) // PARTS))
+
+    def _part(self, epoch: int, views: Sequence[str], within: range) -> Tensors:
+        self.passes += within.start == 0
+        batches: list[Tensors] = []
+        for batch in self._curriculum.batches(epoch, within):
             outputs = self._compute(batch.images, views)
             batches.append({"logits": outputs.logits, **outputs.features})
         return {view: torch.stack([batch[view] for batch in batches]).cpu() for view in views}
@@ -115,15 +132,24 @@ class TeacherOutputs:
                 features[view] = raw.reduced(tap, reduction) if reduction else raw.features[tap].contiguous()
         return Outputs(raw.logits, features)
 
-    def _kept(self, name: str, views: Sequence[str], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def _all_kept(self, parts: Mapping[str, Callable[[], Tensors]], views: Sequence[str]) -> list[Tensors]:
+        """What files of these names hold, once it is computed: here what nobody else computes, which is waited for."""
+        at_once = {name: self._kept(name, views, compute, wait=False) for name, compute in parts.items()}
+        found = [at_once[name] or self._kept(name, views, compute) for name, compute in parts.items()]
+        return [kept for kept in found if kept is not None]
+
+    def _kept(
+        self, name: str, views: Sequence[str], compute: Callable[[], Tensors], wait: bool = True
+    ) -> Tensors | None:
+        """A file's tensors; None if another process is computing them, and is not to be waited for."""
         assert self._folder is not None
         key = stable_hash([*self._identity, views])[:16]
         path = self._folder / f"{name}-{key}.safetensors"
         found = _read(path)
         if found is None:
-            with locked(path.with_suffix(".lock")):
+            with locked(path.with_suffix(".lock"), wait) as held:
                 found = _read(path)  # another process may have been faster
-                if found is None:
+                if found is None and held:
                     computed = compute()
                     with replacing(path) as temporary:
                         temporary.write_bytes(save(computed, {CHECKSUM: _checksum(computed)}))
@@ -131,7 +157,7 @@ class TeacherOutputs:
         return found
 
 
-def _read(path: Path) -> dict[str, Tensor] | None:
+def _read(path: Path) -> Tensors | None:
     """The tensors of a file, mapped; None if it is missing or damaged, since all of it can be computed again."""
     try:
         tensors, is_whole = load_file(path), _stamp(path) in _whole

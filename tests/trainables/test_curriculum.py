@@ -213,6 +213,21 @@ def test_batches_are_the_same_however_many_are_augmented_at_once(
 
 
 @pytest.mark.parametrize("name", AUGMENTS)
+@pytest.mark.parametrize("together", [1, 2 * 3 * 64 * 4, 2**20])
+def test_some_of_an_epoch_s_batches_are_those_of_the_whole(
+    name: str, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainables.curriculum.TOGETHER", together)
+    one = curriculum_of(batch_size=3, augment=AUGMENTS[name])
+    whole = list(one.batches(2))
+    for within in (range(2), range(2, 5), range(5, 7), range(3, 3)):
+        some = list(one.batches(2, within))
+        assert len(some) == len(within)
+        for batch, wanted in zip(some, whole[within.start : within.stop], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(vars(batch).values(), vars(wanted).values(), strict=True))
+
+
+@pytest.mark.parametrize("name", AUGMENTS)
 def test_read_only_arrays_are_used_where_they_lie_without_a_warning_and_stay_as_they_are(name: str) -> None:
     split = split_of()
     before = split.images.copy()

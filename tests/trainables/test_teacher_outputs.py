@@ -1,6 +1,7 @@
 """The teacher's outputs: those that it would give, computed once, whoever asks and whatever happens to the file."""
 
 import hashlib
+import math
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -158,6 +159,42 @@ def test_two_processes_at_once_compute_once(data, teacher, tmp_path) -> None:
     assert {digest for digest, _ in found} == {digest_of(outputs_of(data, lambda: teacher, None))}
 
 
+def test_processes_that_need_an_epoch_at_once_share_it(data, teacher, tmp_path) -> None:
+    """Each file of four batches is computed once, and nobody waits while there are more."""
+    context = multiprocessing.get_context("fork")
+    ready, said = context.Barrier(2), context.Queue()
+
+    def outputs(teacher: Callable[[], Member], folder: Path | None) -> TeacherOutputs:
+        curriculum = curriculum_of(data, batch_size=4)
+        return TeacherOutputs(teacher, "t", data.fingerprint, curriculum, VIEWS, folder)
+
+    def ask() -> None:
+        batches = 0
+
+        def slow() -> Member:
+            nonlocal batches
+            batches += 1
+            time.sleep(0.05)
+            return teacher
+
+        mine = outputs(slow, tmp_path)
+        ready.wait(60)
+        said.put((digest_of(mine), batches, mine.passes))
+
+    children = [context.Process(target=ask) for _ in range(2)]
+    for child in children:
+        child.start()
+    digests, batches, passes = zip(*(said.get(timeout=60) for _ in children), strict=True)
+    for child in children:
+        child.join()
+    assert set(digests) == {digest_of(outputs(lambda: teacher, None))}
+    whole = len(curriculum_of(data, batch_size=4))
+    assert sum(batches) == whole
+    assert min(batches) >= 4
+    assert sorted(passes) == [0, 1]
+    assert len(kept_files(tmp_path)) == math.ceil(whole / 4)
+
+
 # By epoch
 
 
@@ -269,4 +306,4 @@ def test_what_they_depend_on_has_a_file_of_its_own(data, teacher, tmp_path, what
     other = TeacherOutputs(lambda: teacher, *CHANGES[what](data, teacher), tmp_path)
     list(other.epoch(1))
     assert other.passes == 1
-    assert len(kept_files(tmp_path)) == 2
+    assert len(kept_files(tmp_path)) == (3 if what == "batch size" else 2)  # of more batches, more files
