@@ -7,7 +7,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -39,12 +39,15 @@ HEALTH = {"health_check_period_ms": 3000, "health_check_timeout_ms": 8000, "heal
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None) -> Iterator[Callable[[], None]]:
     """Ray while the block runs: of this machine alone, bound to localhost, unless an address is given.
 
     A Ray that is up already in this process (a notebook's, a test's) is used and, unless it dies, left as it is. All
     ports of a Ray that is started here are bound to 127.0.0.1, and guarded by the token in ~/.ray/auth_token too,
     which nobody else can read; RAY_AUTH_MODE, RAY_AUTH_TOKEN and RAY_AUTH_TOKEN_PATH mean what they mean to Ray.
+
+    Yields:
+        To be called once the block needs Ray no longer: its end, of which three seconds are waiting, begins then.
 
     Raises:
         RunFailed: nothing answers at the address.
@@ -52,16 +55,19 @@ def connected(address: str | None) -> Iterator[None]:
     global _early
     mine, _early = _early, False
     if ray.is_initialized() and not mine:
-        yield
+        yield lambda: None
         return
+    ending = threading.Thread(target=shut_down, name="ending", daemon=True)
     try:
         if not mine:
             with signals.kept():
                 _join(address) if address else _start()
         hush()
-        yield
+        yield ending.start
     finally:
-        if not hangs():
+        if ending.ident is not None:
+            ending.join()
+        elif not hangs():
             shut_down()
 
 

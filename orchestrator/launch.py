@@ -3,7 +3,7 @@
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -68,21 +68,21 @@ def launch(
     if isinstance(storage, Address):
         where = storage / (name or default_name(loaded))
         folder = working_directory(where)
-        with _workers(search, address):
+        with _workers(search, address) as let_go:
             Run.create(loaded, folder.parent, folder.name, copied).close()
             with mirrored(where, new=True) as (path, mirror), Run(path) as run:
-                return _execute(run, search, progress, mirror)
-    with _workers(search, address), Run.create(loaded, storage, name, copied) as run:
-        return _execute(run, search, progress)
+                return _execute(run, search, progress, let_go, mirror)
+    with _workers(search, address) as let_go, Run.create(loaded, storage, name, copied) as run:
+        return _execute(run, search, progress, let_go)
 
 
 def _prepared(recipe: Recipe, kept: Path | None = None) -> Search | Replay:
     return Replay.prepare(recipe) if recipe.replay else Search.prepare(recipe, kept)
 
 
-def _workers(search: Search | Replay, address: str | None) -> AbstractContextManager[None]:
-    """Ray while the block runs; a replay's workers are simulated."""
-    return nullcontext() if isinstance(search, Replay) else cluster.connected(address)
+def _workers(search: Search | Replay, address: str | None) -> AbstractContextManager[Callable[[], None]]:
+    """Ray while the block runs, or until it calls what it is given; a replay's workers are simulated."""
+    return nullcontext(lambda: None) if isinstance(search, Replay) else cluster.connected(address)
 
 
 def _start_from(origin: Path | Address, search: Search, folder: Path | None = None) -> None:
@@ -162,8 +162,8 @@ def take_up(
         with Run.open(path) as run:
             if retry_failed:
                 _begin_again(run, search)
-            with _workers(search, address):
-                return _execute(run, search, progress, mirror)
+            with _workers(search, address) as let_go:
+                return _execute(run, search, progress, let_go, mirror)
 
 
 def _results(path: Path) -> analysis.Results:
@@ -190,7 +190,11 @@ def _with(recipe: Recipe | str | Path, overrides: Mapping[str, Any]) -> Recipe:
 
 
 def _execute(
-    run: Run, search: Search | Replay, progress: bool | None, mirror: Mirror | None = None
+    run: Run,
+    search: Search | Replay,
+    progress: bool | None,
+    let_go: Callable[[], None] = lambda: None,
+    mirror: Mirror | None = None,
 ) -> analysis.Results:
     if mirror is not None:
         mirror.serve(run)
@@ -200,6 +204,7 @@ def _execute(
                 search.execute(run, shown)
             else:
                 execute(run, search, shown)
+            let_go()
             _report(run)
             run.sync()
     except (Interrupted, KeyboardInterrupt):
