@@ -79,18 +79,11 @@ class TeacherOutputs:
             for batch in self._curriculum.batches(epoch):
                 yield self._compute(batch.images, views)
             return
-        rounded = "" if self._pass.precision == "float32" else f"-{self._pass.precision}"
-        size = self._batches_in_a_part()
-        parts = {
-            f"{self._curriculum.key()}-{epoch:05d}{f'-{first:05d}' if first else ''}{rounded}": partial(
-                self._part, epoch, views, range(first, min(first + size, len(self._curriculum)))
-            )
-            for first in range(0, len(self._curriculum), size)
-        }
         stacked = [
             {view: tensor.to(self._curriculum.device) for view, tensor in kept.items()}
-            for kept in self._all_kept(parts, views)
+            for kept in self._all_kept(self._parts(epoch, views), views)
         ]
+        size = self._batches_in_a_part()
         for i in range(len(self._curriculum)):
             part, at = stacked[i // size], i % size
             yield Outputs(part["logits"][at], {view: part[view][at] for view in views if view != "logits"})
@@ -112,6 +105,18 @@ class TeacherOutputs:
     def _batches_in_a_part(self) -> int:
         """So few that processes which need an epoch at once can share it, and not so few that files are many."""
         return max(PART, -(-len(self._curriculum) // PARTS))
+
+    def _parts(self, epoch: int, views: Sequence[str]) -> dict[str, Callable[[], Tensors]]:
+        """The files of an epoch, in order, and what computes each."""
+        rounded = "" if self._pass.precision == "float32" else f"-{self._pass.precision}"
+        whole, size = len(self._curriculum), self._batches_in_a_part()
+        found: dict[str, Callable[[], Tensors]] = {}
+        for first in range(0, whole, size):
+            within = range(first, min(first + size, whole))
+            which = "" if len(within) == whole else f"-{within.start}to{within.stop}"
+            name = f"{self._curriculum.key()}-{epoch:05d}{which}{rounded}"
+            found[name] = partial(self._part, epoch, views, within)
+        return found
 
     def _part(self, epoch: int, views: Sequence[str], within: range) -> Tensors:
         self.passes += within.start == 0

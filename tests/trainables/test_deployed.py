@@ -55,7 +55,7 @@ def test_the_last_epoch_measures_the_deployed_student(context: StageContext) -> 
     metrics = last_metrics(context)
     assert {f"{split}_{name}" for name in FIGURES for split in ("valid", "test")} <= metrics.keys()
     assert 0.01 < metrics["latency_ms"] < 10_000
-    teacher = sum(array.nbytes for array in context.teachers["teacher"].weights.values())
+    teacher = sum(array.nbytes for array in context.teachers["teacher"].weights().values())
     student = sum(tensor.nbytes for tensor in context.student(ARCH, 0).net.state_dict().values())
     assert metrics["compression"] == teacher / student
     assert metrics["compression"] > 5  # about the square of the ratio of their widths
@@ -84,7 +84,7 @@ def test_quantised_weights_are_deployed_as_they_are_stored(context: StageContext
     metrics = of_regime(context, "quantised", bits=2)
     assert (metrics["deployed_params"], metrics["deployed_flops"]) == (cost["params"], cost["flops"])
     assert metrics["deployed_bytes"] < cost["bytes"] / 2
-    teacher = sum(array.nbytes for array in context.teachers["teacher"].weights.values())
+    teacher = sum(array.nbytes for array in context.teachers["teacher"].weights().values())
     assert metrics["compression"] == teacher / metrics["deployed_bytes"]
 
 
