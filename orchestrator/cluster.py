@@ -29,10 +29,8 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 _print_to_stdstream = worker.print_to_stdstream
 _early = False  # whether `start_early` has started a Ray that nobody has taken over
 left_behind: list[threading.Thread] = []  # threads that wait for a Ray that is gone
-PRELOADED = [
-    "trainables.worker",
-    "trainables.trial",
-]  # by each worker of a Ray that is started here, before it has work
+# Imported by each worker of a Ray that is started here, before it has work.
+PRELOADED = ["trainables.worker", "trainables.trial"]
 SHUTDOWN = 15.0  # seconds; a driver that is left by a dead head takes 7
 # So that a raylet that hangs is dead to the head of a Ray that is started here after 44 s, and not after 65.
 HEALTH = {"health_check_period_ms": 3000, "health_check_timeout_ms": 8000, "health_check_failure_threshold": 4}
