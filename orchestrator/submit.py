@@ -28,7 +28,7 @@ from spaces.seeding import stable_hash
 
 PACKAGES = ("orchestrator", "trainables", "spaces", "analysis")
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-COMES_UP = 120.0  # seconds that a cluster whose dashboard answers has to take a job
+COMES_UP = 60.0  # seconds that a cluster whose dashboard answers has to take a job
 DETACHED = 130  # exit code after Ctrl-C: the job goes on
 
 

@@ -61,6 +61,7 @@ def dashboard() -> Iterator[str]:
     address = f"http://127.0.0.1:{port}"
     with TemporaryDirectory(prefix="dux", dir="/tmp", ignore_cleanup_errors=True) as folder:
         options = {"port": free_port(), "dashboard-port": port, "num-cpus": 1, "temp-dir": folder}
+        options["dashboard-agent-listen-port"] = free_port()  # another Ray of these tests may have the default one
         start = ["ray", "start", "--head", "--block", *(f"--{key}={value}" for key, value in options.items())]
         head = subprocess.Popen(start, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
