@@ -166,7 +166,7 @@ class Origin:
         noted = next((event for event in told if event.get("which", "teacher") == which), None)
         spec = ours.teachers[which]
         images = {event.get("basis", {}).get("data") for event in self.events if event["event"] == "stage"}
-        alike = spec == theirs.teachers.get(which) and _augment(ours) == _augment(theirs)
+        alike = spec == theirs.teachers.get(which) and teachers_augment(ours) == teachers_augment(theirs)
         if not alike or spec.weights or noted is None or _short(_data(search)) not in images:
             return
         member = teachers.build(search.teachers[which], search.data)
@@ -180,7 +180,7 @@ class Origin:
             ledger.append(**{**again, "source": "kept", "seconds": 0.0, "from": self.name})
 
 
-def _augment(recipe: Recipe) -> dict[str, Any]:
+def teachers_augment(recipe: Recipe) -> dict[str, Any]:
     """What a teacher is trained with."""
     return next((stage.augment for stage in recipe.stages if stage.augment), {})
 

@@ -17,6 +17,7 @@ from orchestrator.errors import CannotGoOn, RunFailed
 from orchestrator.experiment import Experiment, Turn, put
 from orchestrator.obtaining import Obtaining
 from orchestrator.prepared import Search, reads_teacher
+from orchestrator.reuse import teachers_augment
 from orchestrator.run_directory import Run
 from orchestrator.search import Config
 from orchestrator.specs import StageSpec
@@ -43,7 +44,8 @@ class Teachers:
             if hash_ is not None and (kept := _kept(search, name, run.path / f"{name}.safetensors", hash_)) is not None:
                 self._known[name] = kept
         configs = {name: self._config(name) for name in search.teachers if name not in self._known}
-        self._obtaining = Obtaining(configs, self._take, run.recipe.max_failures, {"shared": put(Idle)})
+        idle = {"shared": put(Idle)} if configs else {}
+        self._obtaining = Obtaining(configs, self._take, run.recipe.max_failures, idle)
         self._turn = Turn(self._obtaining, self._obtaining.scheduler, first=True)
         if configs:
             watched(experiment.slots)  # or nobody would ever obtain them
@@ -77,8 +79,7 @@ class Teachers:
 
     def _config(self, name: str) -> Config:
         recipe = self._run.recipe
-        augment = next((stage.augment for stage in recipe.stages if stage.augment), {})
-        how = (self._search.teachers[name], augment, recipe.resources.gpu > 0, self._began_with[name])
+        how = (self._search.teachers[name], teachers_augment(recipe), recipe.resources.gpu > 0, self._began_with[name])
         return {"shared": put(partial(TeacherTrial, *how))}
 
     def _take(self, name: str, report: Mapping[str, Any]) -> None:
